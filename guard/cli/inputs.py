@@ -1,0 +1,64 @@
+"""What a caller gives on the command line, on stdin and in files, as records."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from guard.errors import InvalidInput
+from guard.records import Message, Role
+
+
+def decode(raw: bytes, where: str) -> str:
+    """Raises InvalidInput naming the first bad byte."""
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"{where} is not valid UTF-8: byte 0x{raw[error.start]:02x} at offset {error.start}",
+            reason="INVALID_UNICODE",
+        ) from None
+
+
+def stdin_text() -> str:
+    """All of stdin, without the line end that a shell puts behind it."""
+    return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
+
+
+def chat(file: Path) -> tuple[Message, ...]:
+    """A JSON list of `{"role", "content"}`; `-` reads stdin. Other keys of a message are ignored."""
+    where = "chat (stdin)" if str(file) == "-" else f"chat {file}"
+    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    try:
+        values = json.loads(decode(raw, where))
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"{where}: not valid JSON: {error}") from None
+    if not isinstance(values, list):
+        raise InvalidInput(f"{where}: found {kind(values)}, expected a list of {{role, content}}")
+    if not values:
+        raise InvalidInput(f"{where}: found an empty list, expected at least one message", reason="EMPTY_TEXT")
+    return tuple(_message(value, f"{where}: message {index}") for index, value in enumerate(values))
+
+
+def _message(value: Any, where: str) -> Message:
+    if not isinstance(value, dict):
+        raise InvalidInput(f"{where}: found {kind(value)}, expected an object with role and content")
+    for key in ("role", "content"):
+        if key not in value:
+            raise InvalidInput(f"{where}: found no {key!r}, expected role and content")
+        if not isinstance(value[key], str):
+            raise InvalidInput(f"{where}: {key}: found {kind(value[key])}, expected a string")
+    try:
+        role = Role(value["role"])
+    except ValueError:
+        known = ", ".join(role.value for role in Role)
+        raise InvalidInput(f"{where}: role: found {value['role']!r}, expected one of {known}") from None
+    return Message(role, value["content"])
+
+
+def kind(value: Any) -> str:
+    """The JSON type of `value`, in words."""
+    if value is None:
+        return "null"
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list", dict: "an object"}
+    return names.get(type(value), type(value).__name__)

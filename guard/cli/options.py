@@ -1,0 +1,100 @@
+"""Options that several commands share, and the settings that come out of them."""
+
+import json
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guard.cli import exits
+from guard.records import CheckOptions
+
+if TYPE_CHECKING:
+    from guard.config import GuardConfig
+
+
+class UsageError(typer.TyperException):
+    """A command line that makes no sense: exit status 2."""
+
+    exit_code = exits.USAGE
+
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Settings, a TOML file.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override one setting, such as reader.dtype=bfloat16. May be repeated."
+    ),
+]
+PackFolder = Annotated[Path | None, typer.Option("--pack", metavar="PATH", help="The pack's folder.")]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="HOST:PORT|unix:/PATH",
+        help="Ask a running `guard serve` there, and load no model here.",
+    ),
+]
+Domain = Annotated[
+    list[str] | None, typer.Option("--domain", metavar="D", help="Only this domain. May be repeated. Default: all.")
+]
+Attributions = Annotated[
+    int, typer.Option("--attributions", metavar="N", min=0, help="Named features in the answer, for each head.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (the proto3 JSON mapping, proto field names).")]
+
+
+def settings(
+    file: Path | None = None, sets: list[str] | None = None, pack: Path | None = None, **server: Any
+) -> "GuardConfig":
+    """The effective settings. Raises UsageError for a malformed `--set`, ConfigError for what it sets."""
+    from guard.config import load_config
+
+    overrides: dict[str, Any] = {}
+    for given in sets or []:
+        _put(overrides, _assignment(given))
+    if pack is not None:
+        overrides["pack"] = pack
+    if named := {key: value for key, value in server.items() if value is not None}:
+        _put(overrides, {"server": named})
+    return load_config(file, overrides)
+
+
+def check_options(domains: list[str] | None, attributions: int, *, tokens: bool, request_id: str = "") -> CheckOptions:
+    return CheckOptions(tuple(domains or ()), attributions, tokens, request_id)
+
+
+def no_local_pack(address: str | None, pack: Path | None) -> None:
+    if address and pack:
+        raise UsageError("--pack has no effect with --address: the sidecar has its own pack")
+
+
+def _assignment(given: str) -> dict[str, Any]:
+    """`a.b=value` as nested settings. The value is TOML where it parses as TOML, else a string."""
+    key, equals, value = given.partition("=")
+    if not equals or not key.strip():
+        raise UsageError(f"--set: found {given!r}, expected KEY=VALUE, such as reader.dtype=bfloat16")
+    for literal in (value, json.dumps(value)):
+        try:
+            parsed = tomllib.loads(f"{key}={literal}")
+        except tomllib.TOMLDecodeError:
+            continue
+        if len(parsed) == 1 and _plain(parsed):
+            return parsed
+    raise UsageError(f"--set: found the key {key!r}, expected a dotted name, such as reader.dtype")
+
+
+def _plain(value: Any) -> bool:
+    """Dates are TOML too, but no setting is one: `--set policy.version=2026-01-01` means a string."""
+    if isinstance(value, dict):
+        return all(_plain(part) for part in value.values())
+    return isinstance(value, (str, int, float, bool, list))
+
+
+def _put(into: dict[str, Any], given: dict[str, Any]) -> None:
+    for key, value in given.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _put(into[key], value)
+        else:
+            into[key] = value

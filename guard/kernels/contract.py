@@ -1,0 +1,48 @@
+"""What every encoder takes and gives. The three implementations (reference, CPU, Triton) keep this one contract."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EncodeRows:
+    """One hook point's rows: `pre = x @ enc_rows.T + bias`; a latent fires where `pre > threshold`."""
+
+    enc_rows: Tensor  # [K, d_model] float32
+    bias: Tensor  # [K]
+    threshold: Tensor  # [K]
+    probe_rows: Tensor  # [P, d_model]
+    probe_bias: Tensor  # [P]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What fired, in order of token and then row, and the probes of every token."""
+
+    token: Tensor  # [N] int64
+    row: Tensor  # [N] int64
+    value: Tensor  # [N] float32, the pre-activation
+    probe: Tensor  # [T, P] float32
+    finite: bool  # False where x holds NaN or infinity: then nothing else here may be used
+
+
+class Encoder(Protocol):
+    """`x [T, d_model]` of any float dtype; products are taken in float32. Raises ValueError for another d_model."""
+
+    name: str
+
+    def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded: ...
+
+
+def check_shape(x: Tensor, rows: EncodeRows) -> None:
+    d_model = rows.enc_rows.shape[1]
+    if x.dim() != 2 or x.shape[1] != d_model:
+        raise ValueError(f"activations: found shape {list(x.shape)}, expected [T, {d_model}]")
+
+
+def not_finite(x: Tensor, rows: EncodeRows) -> Encoded:
+    empty = torch.empty(0, dtype=torch.long)
+    return Encoded(empty, empty, torch.empty(0), torch.full((len(x), len(rows.probe_rows)), torch.nan), finite=False)

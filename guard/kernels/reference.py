@@ -1,0 +1,19 @@
+"""The truth that the fast encoders are held against: one dense float32 product, written plainly."""
+
+import torch
+from torch import Tensor
+
+from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
+
+
+class ReferenceEncoder:
+    name = "reference"
+
+    def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded:
+        check_shape(x, rows)
+        x = x.float()
+        if not torch.isfinite(x).all():
+            return not_finite(x, rows)
+        pre = x @ rows.enc_rows.T + rows.bias  # [T, K]
+        token, row = (pre > rows.threshold).nonzero(as_tuple=True)  # [N], [N]
+        return Encoded(token, row, pre[token, row], x @ rows.probe_rows.T + rows.probe_bias, finite=True)

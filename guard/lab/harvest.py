@@ -1,0 +1,141 @@
+"""Harvest: a corpus goes through the model once, and its activations at the hook points go to disk.
+
+Every piece of text stands behind the sink token, and the sink itself is not kept: its outsized norm would rule the loss
+of an SAE, and Guard never scores it.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from guard.lab import shards
+from guard.lab.corpus import sample_pieces
+from guard.reader import weights
+from guard.reader.model import TorchReader, pick_dtype
+from guard.reader.tokens import TextTokenizer
+
+Progress = Callable[[int, int], None]  # tokens done, tokens in all
+
+_BATCH_TOKENS = 4096
+
+
+def harvest(
+    *,
+    model: str,
+    corpus: Sequence[Path],
+    hook_points: Sequence[str],
+    out: Path,
+    tokens: int,
+    context: int = 256,
+    shard_tokens: int = 1 << 15,
+    dtype: str = "auto",
+    seed: int = 0,
+    progress: Progress = lambda _done, _all: None,
+) -> shards.ShardSet:
+    """Writes `out/shard-*.safetensors`; shards that are there already are kept, so a killed run goes on.
+
+    `context` counts the sink token. Raises InvalidInput where `out` holds shards of another harvest.
+    """
+    folder = weights.resolve(model)
+    tokenizer = TextTokenizer(folder)
+    pieces = sample_pieces(corpus, lambda text: tokenizer.text(text).ids, tokens=tokens, context=context - 1, seed=seed)
+    sources = tuple(sorted(file.name for file in corpus))
+    return _write(model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, seed, progress)
+
+
+def harvest_texts(
+    *,
+    model: str,
+    texts: Sequence[str],
+    sources: tuple[str, ...],
+    hook_points: Sequence[str],
+    out: Path,
+    context: int = 256,
+    shard_tokens: int = 1 << 15,
+    dtype: str = "auto",
+    progress: Progress = lambda _done, _all: None,
+) -> shards.ShardSet:
+    """Like `harvest`, for given texts in their order: `piece` is a text's index. Texts are cut at `context` tokens."""
+    folder = weights.resolve(model)
+    tokenizer = TextTokenizer(folder)
+    pieces = [tokenizer.text(text).ids[: context - 1] for text in texts]
+    return _write(model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, 0, progress)
+
+
+def _write(  # noqa: PLR0913 - one flat record of a harvest
+    model: str,
+    folder: Path,
+    tokenizer: TextTokenizer,
+    pieces: Sequence[list[int]],
+    sources: tuple[str, ...],
+    hook_points: Sequence[str],
+    out: Path,
+    context: int,
+    shard_tokens: int,
+    dtype: str,
+    seed: int,
+    progress: Progress,
+) -> shards.ShardSet:
+    plan = _plan(pieces, shard_tokens)
+    reader = TorchReader(folder, hook_points, dtype=pick_dtype(dtype))
+    total = sum(len(piece) for piece in pieces)
+    made = shards.ShardSet(
+        model=model,
+        fingerprint=weights.fingerprint(folder),
+        hook_points=tuple(hook_points),
+        d_model=reader.d_model,
+        dtype=str(reader.dtype).removeprefix("torch."),
+        context=context,
+        seed=seed,
+        tokens=total,
+        sources=sources,
+        shard_count=len(plan),
+    )
+    shards.describe(out, made)
+    done = 0
+    for index, chosen in enumerate(plan):
+        if not shards.path(out, index).exists():
+            shards.write(out, index, _read_shard(reader, pieces, chosen, tokenizer.sink_id))
+        done += sum(len(pieces[i]) for i in chosen)
+        progress(done, total)
+    return made
+
+
+def _plan(pieces: Sequence[Sequence[int]], shard_tokens: int) -> list[list[int]]:
+    """Which pieces stand in which shard."""
+    plan: list[list[int]] = [[]]
+    size = 0
+    for index, piece in enumerate(pieces):
+        if size >= shard_tokens:
+            plan.append([])
+            size = 0
+        plan[-1].append(index)
+        size += len(piece)
+    return plan
+
+
+def _read_shard(
+    reader: TorchReader, pieces: Sequence[Sequence[int]], chosen: Sequence[int], sink: int
+) -> dict[str, Tensor]:
+    kept: dict[int, dict[str, Tensor]] = {}
+    for batch in by_length([len(pieces[i]) + 1 for i in chosen], _BATCH_TOKENS):
+        rows = reader.read([[sink, *pieces[chosen[row]]] for row in batch])
+        for row, seen in zip(batch, rows, strict=True):
+            kept[chosen[row]] = {point: x[1:].to(torch.bfloat16) for point, x in seen.items()}
+    result = {point: torch.cat([kept[i][point] for i in chosen]) for point in reader.hook_points}
+    result["piece"] = torch.cat([torch.full((len(pieces[i]),), i, dtype=torch.int32) for i in chosen])
+    return result
+
+
+def by_length(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Indices grouped so that sequences of like length share a batch of at most `batch_tokens` padded tokens."""
+    batches: list[list[int]] = []
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if batch and lengths[batch[0]] * (len(batch) + 1) > batch_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(index)
+    return [*batches, batch] if batch else batches

@@ -1,0 +1,180 @@
+"""Labelled texts: other people's sources (read from a folder, never shipped) and the project's own sentences.
+
+Every row says which domains its source can decide (`scope`): outside scope nothing is known, and a row is never used as
+a negative there. Targets of a head follow from the row alone (see `target`).
+"""
+
+import hashlib
+import json
+import random
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from guard.errors import InvalidInput
+from guard.records import HeadKind
+
+DOMAINS = ("pornography", "politics", "violence", "terror")
+Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_negative"]
+
+# Sources whose hard negatives answer risky questions: harmless, but perhaps about the domain all the same.
+_PRESENCE_UNKNOWN = frozenset({"beavertails_30k_test", "pyrit_scorer_evals", "own_refusal"})
+
+# Sources that share texts (a translation, the other half of a data set) are held out together.
+_GROUPS = {
+    "catqa_zh": "catqa",
+    "catqa_en": "catqa",
+    "s_eval_base_en": "s_eval",
+    "s_eval_base_zh": "s_eval",
+}
+
+
+class Row(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    id: str
+    text: str
+    lang: str
+    source: str
+    label_domains: tuple[str, ...]
+    scope: tuple[str, ...]
+    kind: Kind
+    weak: bool = False
+
+    @property
+    def group(self) -> str:
+        """What is held out together when sources are judged."""
+        return _GROUPS.get(self.source, self.source)
+
+    @property
+    def own(self) -> bool:
+        return self.source.startswith("own_")
+
+
+class Pair(BaseModel):
+    """A concept contrastive query pair (arXiv 2509.18127): the same text with and without a concept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    id: str
+    domain: str
+    subdomain: str
+    lang: str
+    with_: str
+    without: str
+
+
+def target(row: Row, domain: str, head: HeadKind) -> bool | None:
+    """What a head should say of a row; None where the row's source cannot tell."""
+    labelled = domain in row.label_domains
+    if head is HeadKind.HARM:
+        if labelled and row.source.startswith("own_pairs"):
+            return None  # a pair says what a text is about, not whether it does harm
+        if labelled:
+            return row.kind in ("harmful_request", "harmful_text")
+        return False if domain in row.scope else None
+    if labelled:
+        return True
+    if row.kind == "hard_negative" and row.source in _PRESENCE_UNKNOWN:
+        return None
+    return False if domain in row.scope else None
+
+
+def external_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
+    """The rows of every `*.jsonl` under `folder`, at most `cap` of a source, chosen by `seed`.
+
+    Raises InvalidInput naming the file and line that does not fit.
+    """
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        raise InvalidInput(f"{folder}: holds no *.jsonl, expected labelled rows")
+    rows: list[Row] = []
+    for file in files:
+        found = [_parse(file, number, line) for number, line in enumerate(file.open(encoding="utf-8"), 1)]
+        random.Random(f"{seed} {file.name}").shuffle(found)
+        # Positives are rarer than negatives in most sources, so they are kept first.
+        found.sort(key=lambda row: not row.label_domains)
+        positives = [row for row in found if row.label_domains]
+        kept = positives[: max(cap // 2, cap - (len(found) - len(positives)))]
+        rows += kept + [row for row in found if not row.label_domains][: cap - len(kept)]
+    return rows
+
+
+def pairs() -> list[Pair]:
+    result = []
+    for domain in DOMAINS:
+        for line in _own(f"pairs.{domain}.jsonl"):
+            result.append(Pair(with_=line.pop("with"), **line))
+    return result
+
+
+def own_rows() -> list[Row]:
+    """The project's own sentences as labelled rows: contrast pairs and hard negatives (never the look-alikes)."""
+    rows = []
+    for pair in pairs():
+        for text, labels in ((pair.with_, (pair.domain,)), (pair.without, ())):
+            rows.append(
+                Row(
+                    id=f"{pair.id}/{'with' if labels else 'without'}",
+                    text=text,
+                    lang=pair.lang,
+                    source="own_pairs",
+                    label_domains=labels,
+                    scope=(pair.domain,),
+                    kind="topical" if labels else "benign",
+                )
+            )
+    for line in _own("hard_negatives.jsonl"):
+        topics = tuple(line["topics"])
+        # A text on terror may well be about violence too: nothing is claimed about it there.
+        close = {"violence", "terror"} if {"violence", "terror"} & set(topics) else set(topics)
+        rows.append(
+            Row(
+                id=line["id"],
+                text=line["text"],
+                lang=line["lang"],
+                source=f"own_{line['group']}",
+                label_domains=topics if line["group"] == "informative" else (),
+                scope=tuple(d for d in DOMAINS if d not in close or d in topics),
+                kind="topical" if line["group"] == "informative" else "hard_negative",
+            )
+        )
+    return rows
+
+
+def lookalike_rows() -> list[Row]:
+    """Harmless look-alikes, kept for judging: never used in choosing, fitting or calibrating."""
+    return [
+        Row(
+            id=line["id"],
+            text=line["text"],
+            lang=line["lang"],
+            source=f"lookalike_{line['domain']}",
+            label_domains=(),
+            scope=DOMAINS,
+            kind="hard_negative",
+        )
+        for line in _own("lookalikes.jsonl")
+    ]
+
+
+def digest(rows: Iterable[Row]) -> str:
+    """Identifies a set of rows in a stage's record."""
+    return hashlib.sha256("\n".join(f"{row.source} {row.id} {row.text}" for row in rows).encode()).hexdigest()
+
+
+def _own(name: str) -> Iterator[dict[str, str]]:
+    with resources.files("guard.lab").joinpath("data", name).open(encoding="utf-8") as stream:
+        for line in stream:
+            yield json.loads(line)
+
+
+def _parse(file: Path, number: int, line: str) -> Row:
+    try:
+        return Row.model_validate_json(line)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise InvalidInput(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None

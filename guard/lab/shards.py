@@ -1,0 +1,86 @@
+"""Activations on disk: numbered safetensors shards, each written whole or not at all.
+
+A shard holds `[n_tokens, d_model]` bfloat16 for each hook point, and `piece [n_tokens]`, the text that each token came
+from. A stage that was killed starts again at the first shard that is absent.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from guard.errors import InvalidInput
+
+
+class ShardSet(BaseModel):
+    """`harvest.json`: what the shards of a folder were made from."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    fingerprint: dict[str, str]
+    hook_points: tuple[str, ...]
+    d_model: int
+    dtype: str
+    context: int
+    seed: int
+    tokens: int
+    sources: tuple[str, ...]
+    shard_count: int
+
+
+def path(folder: Path, index: int) -> Path:
+    return folder / f"shard-{index:05d}.safetensors"
+
+
+def write(folder: Path, index: int, tensors: dict[str, Tensor]) -> None:
+    scratch = folder / f".shard-{index:05d}.tmp"
+    save_file(tensors, scratch)
+    os.replace(scratch, path(folder, index))
+
+
+def describe(folder: Path, shards: ShardSet) -> None:
+    """Writes `harvest.json`; refuses a folder that holds shards of something else."""
+    file = folder / "harvest.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    if file.exists():
+        known = ShardSet.model_validate_json(file.read_text())
+        if known != shards:
+            changed = [name for name in ShardSet.model_fields if getattr(known, name) != getattr(shards, name)]
+            raise InvalidInput(f"{file}: made with another {', '.join(changed)}; choose another --out to start afresh")
+        return
+    file.write_text(shards.model_dump_json(indent=1))
+
+
+def described(folder: Path) -> ShardSet:
+    file = folder / "harvest.json"
+    if not file.exists():
+        raise InvalidInput(f"{folder}: holds no harvest.json; make one with `guard lab harvest`")
+    try:
+        return ShardSet.model_validate(json.loads(file.read_text()))
+    except ValueError as error:
+        raise InvalidInput(f"{file}: {error}") from None
+
+
+def load(folder: Path, index: int) -> dict[str, Tensor]:
+    file = path(folder, index)
+    if not file.exists():
+        raise InvalidInput(f"{file}: absent; the harvest is not complete, run `guard lab harvest` again")
+    return load_file(file)
+
+
+def load_many(folder: Path, indices: Sequence[int], keys: Sequence[str]) -> dict[str, Tensor]:
+    """The named tensors of several shards, joined along the tokens."""
+    parts = [load(folder, index) for index in indices]
+    return {key: torch.cat([part[key] for part in parts]) for key in keys}
+
+
+def normaliser(folder: Path, hook_point: str) -> float:
+    """The factor that brings the mean norm to sqrt(d_model), from the first shard."""
+    first = load(folder, 0)[hook_point].float()  # [T, d]
+    return float(first.shape[1] ** 0.5 / torch.linalg.vector_norm(first, dim=1).mean())

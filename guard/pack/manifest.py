@@ -1,0 +1,141 @@
+"""`manifest.toml` and the lines of `latents.jsonl` and `cases.jsonl`: the schema of a pack. No torch, no grpc."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from guard.errors import PackError
+from guard.records import HeadKind
+
+T = TypeVar("T", bound=BaseModel)
+
+FORMAT = 1
+FILES = ("rows.safetensors", "latents.jsonl", "cases.jsonl", "evaluation.json", "README.md")
+MANIFEST = "manifest.toml"
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ModelSection(_Strict):
+    name: str
+    weights: str = Field(description="SHA-256 of the weights, see guard.reader.weights.fingerprint")
+    tokenizer: str
+    d_model: int = Field(ge=1)
+    dtype: str = Field(description="dtype in which the activations were harvested")
+
+
+class HookPointSection(_Strict):
+    name: str
+    latents: int = Field(ge=0, description="rows kept")
+    probes: int = Field(ge=0)
+    sae_width: int = Field(ge=1)
+    sae_architecture: str
+    sae_k: float
+    sae_tokens: int
+    fvu: float
+    l0: float
+    dead_share: float
+
+
+class HeadSection(_Strict):
+    """`score = sigmoid((bias + sum of weights x pooled + sum of probe weights x pooled probes) / temperature)`."""
+
+    domain: str
+    head: HeadKind
+    bias: float
+    temperature: float = Field(gt=0)
+    flag_at: float | None = None
+    block_at: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.domain}.{self.head.value}"
+
+
+class PoolingSection(_Strict):
+    """How a phase's hits become one number a latent: `sum over tokens of g(value / scale) / tokens ** exponent`."""
+
+    activation: Literal["clip", "fire"]  # g: the value clipped at 1, or 1 where it fires
+    exponent: float = Field(ge=0, le=1)
+
+
+class SourceSection(_Strict):
+    name: str
+    licence: str
+    use: str
+
+
+class Manifest(_Strict):
+    format: int
+    id: str
+    version: str
+    description: str
+    calibrated: bool
+    model: ModelSection
+    pooling: PoolingSection
+    hook_points: tuple[HookPointSection, ...]
+    heads: tuple[HeadSection, ...]
+    sources: tuple[SourceSection, ...]
+    files: dict[str, str] = Field(description="SHA-256 of every other file of the pack")
+
+
+class ExampleLine(_Strict):
+    text: str
+    start: int
+    end: int
+    activation: float
+
+
+class LatentLine(_Strict):
+    """A line of `latents.jsonl`; lines stand in the order of the rows."""
+
+    hook_point: str
+    latent: int
+    domains: tuple[str, ...]
+    subdomains: tuple[str, ...]
+    explanation: str = ""
+    scores: dict[str, float] = {}
+    firing_rate: float
+    quantiles: dict[str, float] = {}
+    top_tokens: tuple[str, ...] = ()
+    examples: tuple[ExampleLine, ...] = ()
+
+
+class CaseLine(_Strict):
+    """A line of `cases.jsonl`: a text that must (`act`) or must not (`allow`) be flagged or blocked in `domain`."""
+
+    id: str
+    lang: str
+    text: str
+    domain: str
+    expect: Literal["act", "allow"]
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Raises PackError naming the file, the key, what was found and what was expected."""
+    try:
+        values = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PackError(f"{file}: found no such file, expected a pack's {MANIFEST}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise PackError(f"{file}: {error}") from None
+    if values.get("format") != FORMAT:
+        raise PackError.at(file, "format", values.get("format"), FORMAT)
+    return parse(Manifest, values, file)
+
+
+def parse(schema: type[T], values: object, where: object) -> T:
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole line)"
+        if first["type"] == "extra_forbidden":
+            raise PackError.at(where, key, "an unknown key", f"one of {', '.join(schema.model_fields)}") from None
+        if first["type"] == "missing":
+            raise PackError.at(where, key, "nothing", "a value") from None
+        raise PackError.at(where, key, repr(first["input"])[:80], first["msg"]) from None

@@ -1,0 +1,162 @@
+"""The one worker that owns the model: jobs come in from many callers and leave in shared batches.
+
+A job is a run of units (the windows of a text, or one step of a stream). Each round takes units from the waiting jobs in
+turn until a batch is full, so that a long text shares the model with the short ones behind it.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from guard.errors import Exhausted
+
+
+@dataclass(slots=True)
+class Job:
+    """`units` are what remains to be read; `done` gets the future's result when the last unit has been read."""
+
+    units: deque[Any]
+    size: Callable[[Any], int]  # padded tokens of a unit
+    finish: Callable[[], object]
+    future: "Future[Any]" = field(default_factory=Future)
+    alone: bool = False  # a unit that cannot share a batch (a step of a stream)
+    queued_at: float = field(default_factory=time.perf_counter)
+    started_at: float | None = None
+
+
+class Batcher:
+    """`run(units)` reads one batch and keeps each unit's result with the unit; it raises for the whole batch.
+
+    At most `queue_size` jobs wait or run; one more is refused at once with Exhausted.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Any]], None],
+        *,
+        queue_size: int,
+        batch_tokens: int,
+        idle: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._run, self._idle = run, idle
+        self._queue_size, self._batch_tokens = queue_size, batch_tokens
+        self._jobs: deque[Job] = deque()
+        self._admitted = 0
+        self._changed = threading.Condition()
+        self._closed = False
+        self._last_batch_s = 0.05
+        self._thread = threading.Thread(target=self._work, name="guard-reader", daemon=True)
+        self._thread.start()
+
+    @property
+    def depth(self) -> int:
+        return self._admitted
+
+    def admit(self) -> None:
+        """Takes a place in the queue. Raises Exhausted, with the time after which to try again, where none is free."""
+        with self._changed:
+            if self._admitted >= self._queue_size:
+                wait = max(0.05, self._last_batch_s * self._admitted / 4)
+                raise Exhausted(
+                    f"the reader's queue is full ({self._queue_size} requests); try again in {wait:.2f} s",
+                    retry_after_s=wait,
+                    reason="QUEUE_FULL",
+                )
+            self._admitted += 1
+
+    def release(self) -> None:
+        """Gives back a place taken by `admit`."""
+        with self._changed:
+            self._admitted -= 1
+
+    def put(self, job: Job) -> None:
+        """Queues an admitted job; its place is freed when its future is done."""
+        with self._changed:
+            if self._closed:
+                job.future.cancel()
+                return
+            self._jobs.append(job)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Ends the worker after the batch in hand; jobs still waiting are cancelled."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        self._thread.join(timeout=30)
+        for job in self._jobs:
+            job.future.cancel()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                while not self._jobs and not self._closed:
+                    if not self._changed.wait(timeout=1.0):
+                        self._idle()
+                if self._closed:
+                    return
+                picked = self._pick()
+            if picked:
+                self._read(picked)
+
+    def _pick(self) -> list[tuple[Job, Any]]:
+        """Units of one batch, taken from the jobs in turn."""
+        picked: list[tuple[Job, Any]] = []
+        longest = 0
+        skipped = 0
+        while self._jobs and skipped < len(self._jobs):
+            job = self._jobs[0]
+            if not job.units:  # its batch failed
+                self._jobs.popleft()
+                continue
+            if job.future.cancelled():
+                self._jobs.popleft()
+                continue
+            job.started_at = job.started_at or time.perf_counter()
+            size = job.size(job.units[0])
+            if picked and (job.alone or max(longest, size) * (len(picked) + 1) > self._batch_tokens):
+                if job.alone or picked[0][0].alone:
+                    break
+                self._jobs.rotate(-1)
+                skipped += 1
+                continue
+            self._jobs.popleft()
+            picked.append((job, job.units.popleft()))
+            longest = max(longest, size)
+            if job.units:
+                self._jobs.append(job)
+            skipped = 0
+            if job.alone:
+                break
+        return picked
+
+    def _read(self, picked: list[tuple[Job, Any]]) -> None:
+        started = time.perf_counter()
+        jobs = list({id(job): job for job, _ in picked}.values())
+        try:
+            self._run([unit for _, unit in picked])
+        except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the callers of this batch
+            for job in jobs:
+                job.units.clear()
+                self._settle(job, error)
+        else:
+            for job in jobs:
+                if not job.units:
+                    self._settle(job, None)
+        finally:
+            self._last_batch_s = time.perf_counter() - started
+
+    @staticmethod
+    def _settle(job: Job, error: Exception | None) -> None:
+        if not job.future.set_running_or_notify_cancel():
+            return
+        try:
+            if error is not None:
+                raise error
+            job.future.set_result(job.finish())
+        except Exception as raised:  # noqa: BLE001 - the caller gets it; the worker must go on
+            job.future.set_exception(raised)

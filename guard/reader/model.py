@@ -1,0 +1,137 @@
+"""The torch reader: runs a Hugging Face model only as deep as the deepest hook point and hands out what it saw there."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from guard.errors import ConfigError, WeightsError
+
+Activations = dict[str, Tensor]  # hook point -> [T, d_model], in the reader's dtype
+
+_LAYER = re.compile(r"\blayers\.(\d+)\b")
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """`float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively, else float32."""
+    if name == "auto":
+        fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        return torch.bfloat16 if fast else torch.float32
+    try:
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    except KeyError:
+        raise ConfigError(f"reader dtype: found {name!r}, expected 'float32', 'bfloat16' or 'auto'") from None
+
+
+class Stream:
+    """One sequence that grows: the keys and values of the tokens read so far."""
+
+    def __init__(self) -> None:
+        from transformers import DynamicCache
+
+        self.cache = DynamicCache()
+
+    @property
+    def length(self) -> int:
+        return int(self.cache.get_seq_length())
+
+
+class TorchReader:
+    """Reads token ids and returns the outputs of `hook_points`.
+
+    A hook point is the dotted path of a module in the causal-LM model (`model.layers.13`, `model.layers.13.mlp`).
+    Layers above the deepest one named are never loaded. Not thread-safe: one worker owns it.
+
+    Raises WeightsError when the folder lacks tensors that the kept layers need, and ConfigError for a hook point that
+    the model does not have.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        hook_points: Sequence[str],
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: str = "cpu",
+    ) -> None:
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        config = AutoConfig.from_pretrained(folder)
+        layers = [int(match.group(1)) for point in hook_points if (match := _LAYER.search(point))]
+        if layers and max(layers) >= config.num_hidden_layers:
+            raise ConfigError(f"hook point layer {max(layers)}: the model has {config.num_hidden_layers} layers")
+        depth = max(layers) + 1 if len(layers) == len(hook_points) else config.num_hidden_layers
+        with _quiet_transformers():
+            model, loading = AutoModelForCausalLM.from_pretrained(
+                folder, num_hidden_layers=depth, dtype=dtype, output_loading_info=True
+            )
+        if loading["missing_keys"]:
+            raise WeightsError(f"{folder}: missing tensors: {', '.join(sorted(loading['missing_keys']))}")
+        self.hook_points = tuple(hook_points)
+        self.depth = depth
+        self.d_model = int(config.hidden_size)
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self._seen: Activations = {}
+        self._model = model.eval().to(self.device)
+        self._body: Any = model.base_model  # without the unembedding, which no hook point needs
+        for point in hook_points:
+            try:
+                module = model.get_submodule(point)
+            except AttributeError:
+                raise ConfigError(f"hook point {point!r}: the model has no such module") from None
+            module.register_forward_hook(self._catch(point))
+
+    def flops_per_token(self) -> int:
+        """Multiply-adds of the kept layers' weight matrices, times two; attention scores not counted."""
+        kept = sum(p.numel() for name, p in self._body.named_parameters() if "layers." in name and p.dim() == 2)
+        return 2 * kept
+
+    @torch.inference_mode()
+    def read(self, sequences: Sequence[Sequence[int]]) -> list[Activations]:
+        """Reads whole sequences in one batch. Each result holds `[len(sequence), d_model]` a hook point."""
+        lengths = [len(ids) for ids in sequences]
+        ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+        for row, sequence in enumerate(sequences):
+            ids[row, : len(sequence)] = torch.as_tensor(sequence)
+        # Padding stands to the right, and attention is causal: no real token sees it, so no mask is needed.
+        seen = self._run(ids, None)
+        return [
+            {point: batch[row, :length] for point, batch in seen.items()}  # [T, d_model]
+            for row, length in enumerate(lengths)
+        ]
+
+    @torch.inference_mode()
+    def extend(self, stream: Stream, ids: Sequence[int]) -> Activations:
+        """Reads `ids` behind what the stream has read; earlier tokens are not read again."""
+        seen = self._run(torch.as_tensor([list(ids)]), stream.cache)
+        return {point: batch[0] for point, batch in seen.items()}  # [T, d_model]
+
+    def _run(self, ids: Tensor, cache: Any) -> Activations:
+        self._body(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+        seen, self._seen = self._seen, {}
+        return seen
+
+    def _catch(self, point: str) -> Any:
+        def hook(_module: object, _inputs: object, output: Any) -> None:
+            self._seen[point] = output[0] if isinstance(output, tuple) else output  # [B, T, d_model]
+
+        return hook
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Silences the report on the layers that are left out on purpose."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

@@ -1,0 +1,93 @@
+"""A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
+
+`pooled_i = sum over tokens of g(value_ti / scale_i) / tokens ** exponent` is a sum over tokens, so that the logit splits
+exactly into contributions of latents and of tokens; dense probes are averaged over the tokens.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from guard.pack.manifest import PoolingSection
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+
+SPANS_KEPT = 8  # tokens remembered for each latent, the strongest ones
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Hits of a run of tokens over all hook points, rows numbered through the pack."""
+
+    token: Ints  # [N] index into the run
+    row: Ints  # [N]
+    value: Floats  # [N]
+    probe: Floats  # [T, P]
+
+    @property
+    def tokens(self) -> int:
+        return len(self.probe)
+
+
+def strength(value: Floats, scale: Floats, pooling: PoolingSection) -> Floats:
+    """g of a hit's value: its share of the latent's scale, cut at 1, or simply 1 where only firing counts."""
+    if pooling.activation == "fire":
+        return np.ones_like(value)
+    result: Floats = np.clip(value / scale, 0.0, 1.0)
+    return result
+
+
+class PhaseState:
+    """Sums over the tokens of one phase, and the strongest hits of each latent."""
+
+    def __init__(self, scale: Floats, probes: int, pooling: PoolingSection) -> None:
+        self._scale = scale
+        self._pooling = pooling
+        self.tokens = 0
+        self.finite = True
+        self.sums = np.zeros(len(scale))  # [K]
+        self.counts = np.zeros(len(scale), dtype=np.int64)  # [K] tokens on which each latent fired
+        self.peak = np.zeros(len(scale))  # [K] in units of scale
+        self.probe_sums = np.zeros(probes)  # [P]
+        # the strongest hits: row, strength, and where the token stands
+        self.kept_row: Ints = np.zeros(0, dtype=np.int64)
+        self.kept_strength: Floats = np.zeros(0)
+        self.kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
+
+    def add(self, hits: Hits, where: Ints) -> None:
+        """`where [T, 3]`: start, end and message of each token of the run."""
+        self.tokens += hits.tokens
+        self.probe_sums += hits.probe.sum(axis=0)
+        if not len(hits.row):
+            return
+        scale = self._scale[hits.row]
+        strengths = strength(hits.value, scale, self._pooling)
+        self.sums += np.bincount(hits.row, weights=strengths, minlength=len(self.sums))
+        self.counts += np.bincount(hits.row, minlength=len(self.sums))
+        np.maximum.at(self.peak, hits.row, hits.value / scale)
+        row = np.concatenate([self.kept_row, hits.row])
+        strengths = np.concatenate([self.kept_strength, strengths])
+        places = np.concatenate([self.kept_where, where[hits.token]])
+        order = np.lexsort((-strengths, row))  # by row, the strongest first; stable, so earlier tokens win ties
+        first = np.searchsorted(row[order], row[order], side="left")
+        kept = order[np.arange(len(order)) - first < SPANS_KEPT]
+        self.kept_row, self.kept_strength, self.kept_where = row[kept], strengths[kept], places[kept]
+
+    @property
+    def divisor(self) -> float:
+        return float(max(self.tokens, 1) ** self._pooling.exponent)
+
+    def pooled(self) -> Floats:
+        """`[K]`."""
+        return self.sums / self.divisor
+
+    def pooled_probes(self) -> Floats:
+        """`[P]`."""
+        return self.probe_sums / max(self.tokens, 1)
+
+    def hits_of(self, row: int) -> tuple[Floats, Ints]:
+        """Strength `[n]` and place `[n, 3]` of the strongest hits of one latent."""
+        chosen = self.kept_row == row
+        return self.kept_strength[chosen], self.kept_where[chosen]

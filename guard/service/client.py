@@ -1,0 +1,156 @@
+"""A small synchronous client: records in, records out, and the server's own errors."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+
+from guard.errors import ConfigError
+from guard.records import CheckInput, CheckOptions, Feature, LatentId, Message, Phase, Verdict
+from guard.service import convert, errors
+from guard.service.pb.guard.v1 import guard_pb2 as pb
+from guard.service.pb.guard.v1 import guard_pb2_grpc
+
+_Stub: Any = guard_pb2_grpc.GuardServiceStub
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a stream; `last` ends its phase."""
+
+    phase: Phase
+    text: str
+    last: bool = False
+
+
+class GuardClient:
+    """Talks to one server, from any number of threads.
+
+        with GuardClient("127.0.0.1:50051") as guard:
+            verdict = guard.check("some text")
+
+    Every method raises the GuardError that the server raised, and Unavailable where no server answers. `timeout_s` is
+    the deadline of a call (of a whole stream for `watch`, where it is off unless given).
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        tls_ca: Path | None = None,
+        tls_certificate: Path | None = None,
+        tls_key: Path | None = None,
+        timeout_s: float | None = 60.0,
+    ) -> None:
+        """`tls_ca` turns TLS on; `tls_certificate` and `tls_key` are the caller's own, for mTLS. Raises ConfigError."""
+        self._timeout_s = timeout_s
+        options = [("grpc.max_receive_message_length", -1)]  # token detail of a long text is large
+        if tls_ca or tls_certificate or tls_key:
+            trusted = grpc.ssl_channel_credentials(_pem(tls_ca), _pem(tls_key), _pem(tls_certificate))
+            self._channel = grpc.secure_channel(address, trusted, options=options)
+        else:
+            self._channel = grpc.insecure_channel(address, options=options)
+        self._stub = _Stub(self._channel)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def check(
+        self,
+        prompt: str | tuple[Message, ...] | None = None,
+        *,
+        completion: str | None = None,
+        options: CheckOptions | None = None,
+    ) -> Verdict:
+        """Judges a prompt (text or a chat), a completion behind it, or both."""
+        request = convert.input_to_proto(CheckInput(prompt, completion), options or CheckOptions())
+        return convert.verdict_from_proto(self._call(self._stub.Check, request).verdict)
+
+    def watch(
+        self,
+        chunks: Iterable[Chunk | tuple[Message, ...]],
+        *,
+        options: CheckOptions | None = None,
+        timeout_s: float | None = None,
+    ) -> Iterator[Verdict]:
+        """The running verdict after each chunk; a tuple of messages is a whole chat as prompt, before any chunk.
+
+        `chunks` is read on another thread as the stream goes; what it raises is raised here.
+        """
+        raised: list[BaseException] = []
+
+        def requests() -> Iterator[pb.WatchRequest]:
+            try:
+                yield _start(options or CheckOptions())
+                for chunk in chunks:
+                    yield _watch_request(chunk)
+            except BaseException as error:
+                raised.append(error)
+                raise
+
+        call = self._stub.Watch(requests(), timeout=timeout_s)
+        try:
+            for response in call:
+                yield convert.verdict_from_proto(response.verdict)
+        except grpc.RpcError as error:
+            if raised:
+                raise raised[0] from None
+            raise errors.from_rpc_error(error) from None
+        finally:
+            call.cancel()  # a caller that stops early frees the stream
+
+    def features(self, *, domain: str = "", subdomain: str = "", hook_point: str = "") -> Iterator[Feature]:
+        """The pack's latents, page by page; empty filters let everything through."""
+        request = pb.ListFeaturesRequest(domain=domain, subdomain=subdomain, hook_point=hook_point)
+        while True:
+            page = self._call(self._stub.ListFeatures, request)
+            yield from (convert.feature_from_proto(feature) for feature in page.features)
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def feature(self, latent: LatentId) -> Feature:
+        request = pb.GetFeatureRequest(latent=convert.latent_to_proto(latent))
+        return convert.feature_from_proto(self._call(self._stub.GetFeature, request).feature)
+
+    def pack(self) -> dict[str, Any]:
+        """GetPackResponse as JSON with proto field names."""
+        return convert.message_to_json(self._call(self._stub.GetPack, pb.GetPackRequest()))
+
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        try:
+            return method(request, timeout=self._timeout_s)
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error) from None
+
+
+def _start(options: CheckOptions) -> pb.WatchRequest:
+    start = pb.WatchRequest.Start(request_id=options.request_id, options=convert.options_to_proto(options))
+    return pb.WatchRequest(start=start)
+
+
+def _watch_request(chunk: Chunk | tuple[Message, ...]) -> pb.WatchRequest:
+    if isinstance(chunk, Chunk):
+        phase = convert.phase_to_proto(chunk.phase)
+        return pb.WatchRequest(chunk=pb.WatchRequest.Chunk(phase=phase, text=chunk.text, last=chunk.last))
+    return pb.WatchRequest(chat=convert.chat_to_proto(chunk))
+
+
+def _pem(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise ConfigError(f"{file}: {error.strerror}") from None

@@ -1,0 +1,134 @@
+"""What Prometheus scrapes. Every label set is closed: by the pack, by the API or by this table.
+
+| metric | type | labels | meaning |
+|---|---|---|---|
+| `guard_requests_total` | counter | method, phase, action | phases judged, of checks and of streams that ended |
+| `guard_chunks_total` | counter | phase, action | running verdicts of streams, by the phase of the chunk |
+| `guard_domain_actions_total` | counter | domain, phase, action | what each domain came to; requests counted as above |
+| `guard_score` | histogram | domain, head | scores, 0 to 1; requests counted as above |
+| `guard_hits_total` | counter | domain, hook_point, latent | tokens on which a latent fired; a series for each of its domains |
+| `guard_not_assessed_total` | counter | reason | verdicts that say so; requests counted as above |
+| `guard_request_seconds` | histogram | method, code | a call, from its first byte to its status, by gRPC status code |
+| `guard_chunk_seconds` | histogram | phase | a stream's chunk, from its arrival to its verdict |
+| `guard_stage_seconds` | histogram | stage | tokenize, queue, read, encode and score, of each verdict |
+| `guard_batch_seconds` | histogram | stage | read and encode, of each batch of the reader |
+| `guard_batch_sequences` | histogram | | sequences read together |
+| `guard_batch_tokens` | histogram | | tokens read together |
+| `guard_tokens_total` | counter | | tokens read by the model, context of later windows included |
+| `guard_queue_depth` | gauge | | requests that wait or are being read |
+| `guard_open_sessions` | gauge | | open streams |
+| `guard_pack_info` | info | id, version, hash | the pack; always 1 |
+| `guard_model_info` | info | fingerprint, verified, dtype, encode_backend | the model that reads; always 1 |
+| `guard_policy_info` | info | version, hash | the policy; always 1 |
+
+`latent` is empty where `server.latent_metrics` is off; `domain` is `none` for a latent without one; `phase` is `none`
+for a request of which no phase was judged. `process_*` metrics of the server's process stand beside these.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+
+from guard.assessor import Assessor, Observer
+from guard.records import Phase, Verdict
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+_SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
+_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128)
+_TOKENS = (16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+
+
+class Metrics(Observer):
+    """One registry for one assessor; hand it on as `assessor.observer`. Every method may be called from any thread."""
+
+    def __init__(self, assessor: Assessor) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"guard_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+            return Histogram(f"guard_{name}", text, labels, registry=registry, buckets=buckets)
+
+        def gauge(name: str, text: str, read: Any) -> None:
+            Gauge(f"guard_{name}", text, registry=registry).set_function(read)
+
+        def info(name: str, text: str, **labels: str) -> None:
+            Info(f"guard_{name}", text, registry=registry).info(labels)
+
+        self._requests = counter("requests", "Phases judged.", "method", "phase", "action")
+        self._chunks = counter("chunks", "Running verdicts of streams.", "phase", "action")
+        self._domains = counter("domain_actions", "What each domain came to.", "domain", "phase", "action")
+        self._scores = histogram("score", "Scores of a head.", _SCORES, "domain", "head")
+        self._not_assessed = counter("not_assessed", "Verdicts that could not be given.", "reason")
+        self._request_seconds = histogram("request_seconds", "A call.", _SECONDS, "method", "code")
+        self._chunk_seconds = histogram("chunk_seconds", "A stream's chunk.", _SECONDS, "phase")
+        self._stage_seconds = histogram("stage_seconds", "A stage of a verdict.", _SECONDS, "stage")
+        self._batch_seconds = histogram("batch_seconds", "A stage of a batch.", _SECONDS, "stage")
+        self._batch_sequences = histogram("batch_sequences", "Sequences read together.", _SEQUENCES)
+        self._batch_tokens = histogram("batch_tokens", "Tokens read together.", _TOKENS)
+        self._tokens = counter("tokens", "Tokens read by the model.")
+        gauge("queue_depth", "Requests that wait or are being read.", lambda: assessor.queue_depth)
+        gauge("open_sessions", "Open streams.", lambda: assessor.open_sessions)
+        pack, policy, model = assessor.pack.info, assessor.policy, assessor.model
+        info("pack", "The pack.", id=pack.id, version=pack.version, hash=pack.hash)
+        info(
+            "model",
+            "The model that reads.",
+            fingerprint=model.fingerprint,
+            verified=str(model.verified).lower(),
+            dtype=assessor.reader_dtype,
+            encode_backend=assessor.encode_backend,
+        )
+        info("policy", "The policy.", version=policy.version, hash=policy.hash)
+        hits = counter("hits", "Tokens on which a latent fired.", "domain", "hook_point", "latent")
+        by_latent = assessor.config.server.latent_metrics
+        # A series for each row from the start: a rate over a counter that appears late misses its first hits.
+        self._hits = [
+            [hits.labels(domain, line.hook_point, str(line.latent) if by_latent else "") for domain in line.domains]
+            or [hits.labels("none", line.hook_point, str(line.latent) if by_latent else "")]
+            for line in assessor.pack.latents
+        ]
+
+    def verdict(self, verdict: Verdict, method: str) -> None:
+        for stage, seconds in verdict.timings.items():
+            self._stage_seconds.labels(stage).observe(seconds)
+        if method == "check":
+            self.judged(verdict, method)
+        elif verdict.phases:
+            latest = verdict.phases[-1]
+            self._chunks.labels(latest.phase.value, latest.action.value).inc()
+
+    def judged(self, verdict: Verdict, method: str) -> None:
+        """Counts a request by its last word: a check's verdict, or the verdict of a stream's last chunk."""
+        for phase in verdict.phases:
+            self._requests.labels(method, phase.phase.value, phase.action.value).inc()
+            for domain in phase.domains:
+                self._domains.labels(domain.domain, phase.phase.value, domain.action.value).inc()
+                for head in domain.heads:
+                    self._scores.labels(domain.domain, head.head.value).observe(head.score)
+        if not verdict.phases:
+            self._requests.labels(method, "none", verdict.action.value).inc()
+        for missing in verdict.not_assessed:
+            self._not_assessed.labels(missing.reason.value).inc()
+
+    def hits(self, counts: Sequence[int]) -> None:
+        for row, count in enumerate(counts):
+            if count:
+                for series in self._hits[row]:
+                    series.inc(count)
+
+    def batch(self, sequences: int, tokens: int, seconds: dict[str, float]) -> None:
+        self._batch_sequences.observe(sequences)
+        self._batch_tokens.observe(tokens)
+        self._tokens.inc(tokens)
+        for stage, taken in seconds.items():
+            self._batch_seconds.labels(stage).observe(taken)
+
+    def call(self, method: str, code: str, seconds: float) -> None:
+        self._request_seconds.labels(method, code).observe(seconds)
+
+    def chunk(self, phase: Phase, seconds: float) -> None:
+        self._chunk_seconds.labels(phase.value).observe(seconds)
