@@ -23,8 +23,8 @@ Examples:
 
 {exits.HELP}
 
-With --file: 0 when every row was assessed, whatever the actions; 12 when any row was not assessed (each such line says \
-why, and the run goes on)."""
+With --file: 0 when every row was assessed, whatever the actions; 12 when any row was not assessed (each such line \
+says why, and the run goes on)."""
 
 
 def register(app: typer.Typer) -> None:
@@ -35,20 +35,23 @@ def check(
     text: Annotated[
         str | None,
         typer.Argument(
-            metavar="[TEXT]", help="The prompt; `-`, or nothing at all, reads stdin (one line end at its end is dropped)."
+            metavar="TEXT",
+            help="The prompt; `-`, or nothing at all, reads stdin (one line end at its end is dropped).",
         ),
     ] = None,
     chat: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="The prompt as a chat: a JSON list of {role, content}; `-` reads stdin."),
     ] = None,
-    completion: Annotated[str | None, typer.Option(metavar="TEXT", help="A completion, read behind the prompt.")] = None,
+    completion: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A completion, read behind the prompt.")
+    ] = None,
     file: Annotated[
         Path | None,
         typer.Option(
             metavar="F.jsonl",
-            help="Check many: one {id, text} per line (other keys are ignored, blank lines skipped), one JSON verdict per "
-            "line, in order. `-` reads stdin.",
+            help="Check many: one {id, text} per line (other keys are ignored, blank lines skipped), one JSON verdict "
+            "per line, in order. `-` reads stdin.",
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(metavar="F.jsonl", help="With --file: where the verdicts go.")] = None,
@@ -61,7 +64,10 @@ def check(
     config: options.ConfigFile = None,
     set_: options.Set = None,
 ) -> None:
-    """Say how risky a text is in each domain, and which features and tokens say so."""
+    """Judge one text, one chat, or a file of thousands.
+
+    Says how risky it is in each domain, and which features and tokens say so.
+    """
     options.no_local_pack(address, pack)
     given = [name for name, value in (("TEXT", text), ("--chat", chat), ("--file", file)) if value is not None]
     if len(given) > 1:
@@ -136,7 +142,7 @@ def _check_file(file: Path, out: Path | None, answers: "Backend", wanted: CheckO
     with ExitStack() as stack:
         stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
         total = None if not file.is_file() else rows.count(file)
-        sink = stack.enter_context(out.open("w", encoding="utf-8")) if out else sys.stdout
+        sink = stack.enter_context(out.open("w", encoding="utf-8")) if out else None
         progress = stack.enter_context(Progress("check", "rows", total))
         for done, (row, verdict) in enumerate(rows.assess(rows.read(stream), answers, wanted), 1):
             print(terminal.json_line(rows.as_json(row, verdict), utf8=True if out else None), file=sink, flush=not out)

@@ -1,4 +1,4 @@
-"""The command `guard`. Light at import: torch, transformers and grpc are imported inside the commands that need them."""
+"""The command `guard`. Light at import: torch, transformers and grpc are imported by the commands that need them."""
 
 import os
 import sys
@@ -83,8 +83,8 @@ def _usage(error: typer.TyperException, stream: TextIO) -> None:
         print(message, file=stream)
         return
     context = getattr(error, "ctx", None)
-    command = context.command_path if context is not None else "guard"
-    print(f"guard: error: {visible(message)} (see '{command} --help')", file=stream)
+    hint = f" (see '{context.command_path} --help')" if context is not None else ""
+    print(f"guard: error: {visible(message)}{hint}", file=stream)
 
 
 def _one_line(error: Exception) -> str:

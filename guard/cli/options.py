@@ -40,7 +40,8 @@ Domain = Annotated[
     list[str] | None, typer.Option("--domain", metavar="D", help="Only this domain. May be repeated. Default: all.")
 ]
 Attributions = Annotated[
-    int, typer.Option("--attributions", metavar="N", min=0, help="Named features in the answer, for each head.")
+    int,
+    typer.Option("--attributions", metavar="N", min=0, max=100, help="Named features in the answer, for each head."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (the proto3 JSON mapping, proto field names).")]
 

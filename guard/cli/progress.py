@@ -59,12 +59,16 @@ class Progress:
             progress.TimeRemainingColumn(),
             progress.TextColumn("{task.fields[note]}", markup=False),
             console=err(),
+            # Rich would send stdout through the bar's console; only right where both are the same terminal.
+            redirect_stdout=sys.stdout.isatty(),
         )
 
     def _say(self, *, last: bool = False) -> None:
         now = time.monotonic()
         line = f"{self._label}: {self._done:,}"
-        line += f" of {self._total:,} {self._unit} ({self._done / self._total:.0%})" if self._total else f" {self._unit}"
+        line += (
+            f" of {self._total:,} {self._unit} ({self._done / self._total:.0%})" if self._total else f" {self._unit}"
+        )
         speed = (self._done - self._said_done) / max(now - self._said, 1e-9)
         if last:
             line += f" in {duration(now - self._started)}"

@@ -1,4 +1,4 @@
-"""A verdict for people: action, scores as bars, the text with its telling tokens coloured, and the features behind it."""
+"""A verdict for people: action, scores as bars, the text with its tokens coloured, and the features behind it."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from guard.cli.colouring import coloured
 from guard.cli.terminal import visible
 from guard.records import (
     Action,
@@ -28,8 +29,7 @@ STYLES = {
     Action.BLOCK: "bold white on red",
     Action.NOT_ASSESSED: "bold magenta",
 }
-BAR = 30
-EXCERPT = 1200  # characters of a long text that are shown
+BAR = 24  # with the longest of the usual domain names, a line fits 80 columns
 _FLAG_MARK, _BLOCK_MARK = "╎", "┃"
 
 
@@ -92,17 +92,17 @@ def _phase(phase: PhaseVerdict, asked: CheckInput) -> Iterator[RenderableType]:
     yield Text.assemble((phase.phase.value, "bold"), (f"  {phase.tokens_read} tokens{waiting}", "dim"))
     if not phase.domains:
         return
-    yield Padding(bars(phase.domains), (0, 0, 0, 2))
+    yield Padding(bars(phase.domains), (0, 0, 0, 2), expand=False)
     top = leading(phase.domains)
     if top is None:
         return
     parts = _parts(phase, top)
     yield Text()
-    yield Text(f"  text, tokens coloured by what they add to {visible(top.name)} (red) or take away (blue)", "dim")
+    yield Text(f"  tokens coloured by their part in {visible(top.name)}: red adds, blue takes away", "dim")
     for label, body, spans in _texts(phase.phase, asked, parts):
         if label:
             yield Text(f"  {label}", "bold dim")
-        yield Padding(coloured(body, spans), (0, 0, 0, 4))
+        yield Padding(coloured(body, spans), (0, 0, 0, 4), expand=False)
     for one in _explained(phase.domains, top):
         yield Text()
         yield from _features(one, phase.phase, asked)
@@ -122,8 +122,8 @@ def bars(domains: Iterable[DomainVerdict]) -> Table:
             action = head_action(head)
             style = STYLES[action] if action is not Action.ALLOW else ""
             limits = [
-                f"{mark} {word} {value:.2f}"
-                for mark, word, value in ((_FLAG_MARK, "flag", head.flag_at), (_BLOCK_MARK, "block", head.block_at))
+                f"{word} {value:.2f}"
+                for word, value in (("flag", head.flag_at), ("block", head.block_at))
                 if value is not None
             ]
             table.add_row(
@@ -173,45 +173,6 @@ def _texts(
         yield "", asked.prompt or "", list(parts)
 
 
-def coloured(text: str, parts: Sequence[SpanContribution]) -> Text:
-    """`text` with each character's background by the contributions that fall on it; long text around the strongest."""
-    begin, end = _excerpt(text, parts)
-    amounts = [0.0] * (end - begin)
-    for part in parts:
-        for i in range(max(part.start, begin), min(part.end, end)):
-            amounts[i - begin] += part.contribution
-    most = max(map(abs, amounts), default=0.0)
-    shown = Text(visible(text[begin:end]))
-    start = 0
-    for i in range(1, len(amounts) + 1):
-        if i == len(amounts) or amounts[i] != amounts[start]:
-            if style := _background(amounts[start], most):
-                shown.stylize(style, start, i)
-            start = i
-    if begin:
-        shown = Text.assemble((f"[{begin:,} characters before] ", "dim"), shown)
-    if end < len(text):
-        shown.append(f" [{len(text) - end:,} characters after]", "dim")
-    return shown
-
-
-def _excerpt(text: str, parts: Sequence[SpanContribution]) -> tuple[int, int]:
-    if len(text) <= EXCERPT:
-        return 0, len(text)
-    strongest = max(parts, key=lambda part: abs(part.contribution), default=None)
-    middle = strongest.start if strongest else 0
-    begin = min(max(0, middle - EXCERPT // 2), len(text) - EXCERPT)
-    return begin, begin + EXCERPT
-
-
-def _background(amount: float, most: float) -> str:
-    strength = abs(amount) / most if most else 0.0
-    if strength < 0.08:
-        return ""
-    level = 70 + round(150 * strength)
-    return f"white on rgb({level},25,25)" if amount > 0 else f"white on rgb(25,50,{level})"
-
-
 def _features(one: Leading, phase: Phase, asked: CheckInput) -> Iterator[RenderableType]:
     head = one.head
     yield Text(
@@ -221,26 +182,24 @@ def _features(one: Leading, phase: Phase, asked: CheckInput) -> Iterator[Rendera
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False, padding=(0, 1))
     table.add_column("share", justify="right")
     table.add_column("adds", justify="right")
-    table.add_column("feature", overflow="fold", ratio=3)
-    table.add_column("where", overflow="fold", style="dim", ratio=2)
-    table.add_column("on", overflow="fold", ratio=2)
+    table.add_column("feature", overflow="fold")
+    table.add_column("on", overflow="fold")
     for a in head.attributions:
         table.add_row(
             f"{a.share:.0%}",
             Text(f"{a.contribution:+.3f}", "red" if a.contribution > 0 else "blue"),
             _feature_name(a),
-            Text(visible(str(a.latent)) if a.latent else "probe rows"),
             Text(_quotes(a, phase, asked)),
         )
-    table.add_row("", Text(f"{head.rest:+.3f}", "dim"), Text("everything else", "dim"), "", "")
-    table.add_row("", Text(f"{head.bias:+.3f}", "dim"), Text("bias", "dim"), "", "")
-    yield Padding(table, (0, 0, 0, 2))
+    table.add_row("", Text(f"{head.rest:+.3f}", "dim"), Text("everything else", "dim"), "")
+    table.add_row("", Text(f"{head.bias:+.3f}", "dim"), Text("bias", "dim"), "")
+    yield Padding(table, (0, 0, 0, 2), expand=False)
 
 
 def _feature_name(given: Attribution) -> Text:
     name = Text(visible(given.name) if given.name else "(no name)")
-    if given.tags:
-        name.append(f"  {visible(', '.join(given.tags))}", "dim italic")
+    where = [str(given.latent) if given.latent else "probe rows", *given.tags]
+    name.append(f"\n{visible('  '.join(where))}", "dim")
     return name
 
 

@@ -1,4 +1,4 @@
-"""`guard check --file`: many rows through one assessor, in order, with many in flight so that they are read in batches."""
+"""`guard check --file`: many rows through one assessor, in order, with many in flight so that they are batched."""
 
 import json
 import math
@@ -55,16 +55,25 @@ def parse(raw: bytes) -> Row:
     if not isinstance(values, dict):
         return Row(None, problem=f"line: found {inputs.kind(values)}, expected an object with id and text")
     found = values.get("id")
-    usable = isinstance(found, str | int | float | None) and not isinstance(found, bool)
-    if not usable or (isinstance(found, float) and not math.isfinite(found)):
-        return Row(None, problem=f"id: found {inputs.kind(found)}, expected a string or a finite number")
-    if isinstance(found, str) and not _is_unicode(found):
-        return Row(found, problem="id is not valid Unicode: it holds a lone surrogate")
+    if problem := _id_problem(found):
+        return Row(found if isinstance(found, str) else None, problem=problem)
+    problem = _text_problem(values)
+    return Row(found, text="" if problem else values["text"], problem=problem)
+
+
+def _id_problem(found: Any) -> str:
+    if isinstance(found, str):
+        return "" if _is_unicode(found) else "id is not valid Unicode: it holds a lone surrogate"
+    if found is None or (type(found) is int) or (type(found) is float and math.isfinite(found)):
+        return ""
+    return f"id: found {inputs.kind(found)}, expected a string or a finite number"
+
+
+def _text_problem(values: dict[str, Any]) -> str:
     if "text" not in values:
-        return Row(found, problem="text: found nothing, expected a string")
-    if not isinstance(values["text"], str):
-        return Row(found, problem=f"text: found {inputs.kind(values['text'])}, expected a string")
-    return Row(found, text=values["text"])
+        return "text: found nothing, expected a string"
+    found = values["text"]
+    return "" if isinstance(found, str) else f"text: found {inputs.kind(found)}, expected a string"
 
 
 def assess(rows: Iterable[Row], backend: Backend, options: CheckOptions) -> Iterator[tuple[Row, Verdict]]:

@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 # analyst's terminal. Each is replaced by one character, so that offsets stay.
 _HIDDEN = {code: 0x2400 + code for code in range(0x20) if code not in (0x09, 0x0A)}
 _HIDDEN |= {0x7F: 0x2421}
-_HIDDEN |= dict.fromkeys([*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD)
+_HIDDEN |= dict.fromkeys(
+    [*range(0x80, 0xA0), 0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)], 0xFFFD
+)
 
 
 def visible(text: str) -> str:

@@ -47,6 +47,8 @@ class Row(BaseModel):
     @property
     def group(self) -> str:
         """What is held out together when sources are judged."""
+        if self.own and self.source != "own_pairs":
+            return "own_sentences"
         return _GROUPS.get(self.source, self.source)
 
     @property

@@ -339,10 +339,14 @@ def _read_lines(schema: type[T], data: bytes, file: Path) -> tuple[T, ...]:
 def _read_json(text: str, where: object) -> dict[str, Any]:
     try:
         values = json.loads(text, object_pairs_hook=_unique)
-        # Refuses what json.loads lets through: NaN, infinity, numbers too large for a float, lone surrogates.
-        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError) as error:
         raise PackError.at(where, "JSON", f"an error ({error})", "one JSON object") from None
+    try:  # what json.loads lets through
+        json.dumps(values, ensure_ascii=False, allow_nan=False).encode()
+    except UnicodeEncodeError:
+        raise PackError.at(where, "JSON", "a lone surrogate", "Unicode text") from None
+    except ValueError:
+        raise PackError.at(where, "JSON", "NaN, infinity or a number too large", "finite numbers") from None
     if not isinstance(values, dict):
         raise PackError.at(where, "JSON", type(values).__name__, "one JSON object")
     return values

@@ -47,7 +47,13 @@ class GuardClient:
     ) -> None:
         """`tls_ca` turns TLS on; `tls_certificate` and `tls_key` are the caller's own, for mTLS. Raises ConfigError."""
         self._timeout_s = timeout_s
-        options = [("grpc.max_receive_message_length", -1)]  # token detail of a long text is large
+        options = [
+            ("grpc.max_receive_message_length", -1),  # token detail of a long text is large
+            # A sidecar that restarts is back in a moment: grpc itself would wait for up to two minutes.
+            ("grpc.initial_reconnect_backoff_ms", 100),
+            ("grpc.max_reconnect_backoff_ms", 2000),
+            ("grpc.use_local_subchannel_pool", 1),
+        ]
         if tls_ca or tls_certificate or tls_key:
             trusted = grpc.ssl_channel_credentials(_pem(tls_ca), _pem(tls_key), _pem(tls_certificate))
             self._channel = grpc.secure_channel(address, trusted, options=options)

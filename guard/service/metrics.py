@@ -6,7 +6,7 @@
 | `guard_chunks_total` | counter | phase, action | running verdicts of streams, by the phase of the chunk |
 | `guard_domain_actions_total` | counter | domain, phase, action | what each domain came to; requests counted as above |
 | `guard_score` | histogram | domain, head | scores, 0 to 1; requests counted as above |
-| `guard_hits_total` | counter | domain, hook_point, latent | tokens on which a latent fired; a series for each of its domains |
+| `guard_hits_total` | counter | domain, hook_point, latent | tokens on which a latent fired, for each of its domains |
 | `guard_not_assessed_total` | counter | reason | verdicts that say so; requests counted as above |
 | `guard_request_seconds` | histogram | method, code | a call, from its first byte to its status, by gRPC status code |
 | `guard_chunk_seconds` | histogram | phase | a stream's chunk, from its arrival to its verdict |

@@ -1,0 +1,216 @@
+"""Build: fitted heads and the rows that they need become a pack."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from guard.lab import shards
+from guard.lab.evaluate import OutOfFold
+from guard.lab.features import LatentStats
+from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, contrast_scores, fit_head
+from guard.lab.labelled import Pair, Row
+from guard.lab.sae import FullSae
+from guard.pack.loader import HookPointRows
+from guard.pack.manifest import ExampleLine, HeadSection, LatentLine
+from guard.reader.tokens import TextTokenizer
+from guard.records import HeadKind
+
+_EXAMPLES = 6
+_TOP_TOKENS = 8
+
+# Flag and block where these shares of harmless rows, weighted by source, would be hit; presence alone never blocks.
+FLAG_FPR = 0.01
+BLOCK_FPR = 0.001
+
+
+@dataclass(frozen=True)
+class CalibratedHead:
+    section: HeadSection
+    model: Linear
+
+
+def fit_all(design: Design, kept: OutOfFold) -> tuple[dict[str, NDArray[np.int64]], list[CalibratedHead]]:
+    """The heads that ship: fitted on every row but the look-alikes, calibrated on rows that their folds had not seen."""
+    usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
+    chosen = choose_latents(design, usable)
+    heads = []
+    for head in HEADS:
+        model = fit_head(design, head, usable, chosen[head[0]], "combined")
+        logits, y = kept.logits[head, "combined"], design.targets[head]
+        seen = ~np.isnan(logits) & (y >= 0)
+        weights = _source_weights(design, y, seen)
+        temperature, shift = calibrate(logits[seen], y[seen], weights[seen])
+        scores = 1 / (1 + np.exp(-(logits + shift) / temperature))
+        negative = seen & (y == 0) & ~design.weak
+        flag_at = _cut(scores[negative], weights[negative], FLAG_FPR)
+        block_at = _cut(scores[negative], weights[negative], BLOCK_FPR)
+        flags = head[1] is HeadKind.HARM or head[0] == "politics"  # politics has no harm head: presence speaks for it
+        heads.append(
+            CalibratedHead(
+                HeadSection(
+                    domain=head[0],
+                    head=head[1],
+                    bias=model.bias + shift,
+                    temperature=temperature,
+                    flag_at=round(flag_at, 4) if flags else None,
+                    block_at=round(max(block_at, flag_at), 4) if head[1] is HeadKind.HARM else None,
+                ),
+                model,
+            )
+        )
+    return chosen, heads
+
+
+def _source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Every source counts by the root of its size, at its own share of positives."""
+    weights = np.zeros(len(y))
+    for source in np.unique(design.source[seen]):
+        part = seen & (design.source == source)
+        weights[part] = 1 / np.sqrt(part.sum())
+    return weights * np.where(design.weak, 0.3, 1.0)
+
+
+def _cut(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
+    """The score that `share` of the weight lies above."""
+    order = np.argsort(-scores)
+    behind = np.cumsum(weights[order]) / weights.sum()
+    return float(scores[order][np.searchsorted(behind, share)])
+
+
+def hook_point_rows(
+    suite: Sequence[FullSae], rows: NDArray[np.int64], heads: Sequence[CalibratedHead], stats: LatentStats
+) -> list[HookPointRows]:
+    """The kept latents (numbered through the suite) and the heads' dense parts, by hook point."""
+    result = []
+    offset = 0
+    d_model = suite[0].enc_rows.shape[1]
+    for number, sae in enumerate(suite):
+        local = rows[(rows >= offset) & (rows < offset + sae.width)] - offset
+        place = slice(number * d_model, (number + 1) * d_model)
+        picked = torch.from_numpy(local)
+        result.append(
+            HookPointRows(
+                name=sae.hook_point,
+                latents=local,
+                enc_rows=sae.enc_rows[picked].contiguous().numpy(),
+                bias=sae.bias[picked].numpy(),
+                threshold=sae.threshold[picked].numpy(),
+                scale=stats.scale[offset + local],
+                probe_rows=np.stack([h.model.dense_weights[place] for h in heads]).astype(np.float32),
+                probe_bias=np.zeros(len(heads), dtype=np.float32),
+            )
+        )
+        offset += sae.width
+    return result
+
+
+def weight_matrices(
+    rows: NDArray[np.int64], heads: Sequence[CalibratedHead], hook_points: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`head_weights [H, K]`, and `probe_weights [H, P]`: a head reads its own probe row at every hook point."""
+    head_weights = np.stack([h.model.latent_weights[rows] for h in heads]).astype(np.float32)
+    probe_weights = np.tile(np.eye(len(heads), dtype=np.float32), (1, hook_points))
+    return head_weights, probe_weights
+
+
+def latent_lines(
+    suite: Sequence[FullSae],
+    rows: NDArray[np.int64],
+    stats: LatentStats,
+    design: Design,
+    chosen: dict[str, NDArray[np.int64]],
+    pairs: Sequence[Pair],
+    texts: Path,
+    tokenizer: TextTokenizer,
+) -> list[LatentLine]:
+    """What is known of each kept latent: tags, rates, and examples from the project's own texts."""
+    usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
+    by_domain = contrast_scores(design, usable)
+    by_subdomain = _subdomain_scores(design, pairs)
+    examples = _examples(suite, rows, stats, design.rows, texts, tokenizer)
+    owner = np.searchsorted(np.cumsum([0, *(sae.width for sae in suite)]), rows, side="right") - 1
+    starts = np.cumsum([0, *(sae.width for sae in suite)])
+    lines = []
+    for row, number in zip(rows, owner, strict=True):
+        found = sorted(examples.get(int(row), []), key=lambda e: -e[1].activation)
+        lines.append(
+            LatentLine(
+                hook_point=suite[number].hook_point,
+                latent=int(row - starts[number]),
+                domains=tuple(d for d in chosen if row in chosen[d]),
+                subdomains=tuple(name for name, scores in by_subdomain.items() if scores[row] >= 0.15),
+                scores={f"contrast.{d}": round(float(scores[row]), 4) for d, scores in by_domain.items()},
+                firing_rate=round(float(stats.firing_rate[row]), 6),
+                quantiles={name: round(float(values[row]), 4) for name, values in stats.quantiles.items()},
+                top_tokens=_top_tokens(found),
+                examples=tuple(e for _, e in _spread(found)),
+            )
+        )
+    return lines
+
+
+def _subdomain_scores(design: Design, pairs: Sequence[Pair]) -> dict[str, NDArray[np.float32]]:
+    place = {row.id: i for i, row in enumerate(design.rows) if row.source == "own_pairs"}
+    result = {}
+    for name in dict.fromkeys(pair.subdomain for pair in pairs):
+        ids = [pair.id for pair in pairs if pair.subdomain == name]
+        with_ = design.fires[[place[f"{i}/with"] for i in ids]]
+        without = design.fires[[place[f"{i}/without"] for i in ids]]
+        result[name] = ((with_ & ~without).mean(axis=0) - (without & ~with_).mean(axis=0)).astype(np.float32)
+    return result
+
+
+def _examples(
+    suite: Sequence[FullSae],
+    rows: NDArray[np.int64],
+    stats: LatentStats,
+    texts: Sequence[Row],
+    folder: Path,
+    tokenizer: TextTokenizer,
+) -> dict[int, list[tuple[str, ExampleLine]]]:
+    """Tokens of the project's own texts on which each kept latent fires, `(token, example)`."""
+    own = {i for i, row in enumerate(texts) if row.own}
+    spans = {i: tokenizer.text(texts[i].text).spans for i in own}
+    result: dict[int, list[tuple[str, ExampleLine]]] = {}
+    for index in range(shards.described(folder).shard_count):
+        shard = shards.load(folder, index)
+        piece = shard["piece"].numpy()
+        ours = np.flatnonzero(np.isin(piece, list(own)))
+        if not len(ours):
+            continue
+        position = ours - np.searchsorted(piece, piece[ours])  # token number within its text; pieces are sorted
+        offset = 0
+        for sae in suite:
+            local = rows[(rows >= offset) & (rows < offset + sae.width)]
+            acts = sae.encode(shard[sae.hook_point][torch.from_numpy(ours)])[:, torch.from_numpy(local - offset)]
+            for token, column in acts.nonzero().tolist():
+                row, number = int(local[column]), int(piece[ours[token]])
+                text = texts[number].text
+                start, end = spans[number][int(position[token])]
+                strength = round(float(acts[token, column]) / float(stats.scale[row]), 3)
+                result.setdefault(row, []).append(
+                    (text[start:end], ExampleLine(text=text, start=start, end=end, activation=strength))
+                )
+            offset += sae.width
+    return result
+
+
+def _top_tokens(found: Sequence[tuple[str, ExampleLine]]) -> tuple[str, ...]:
+    mass: Counter[str] = Counter()
+    for token, example in found:
+        if token.strip():
+            mass[token.strip().lower()] += example.activation  # type: ignore[assignment]
+    return tuple(token for token, _ in mass.most_common(_TOP_TOKENS))
+
+
+def _spread(found: Sequence[tuple[str, ExampleLine]]) -> list[tuple[str, ExampleLine]]:
+    """The strongest examples, one of each text."""
+    kept: dict[str, tuple[str, ExampleLine]] = {}
+    for token, example in found:
+        kept.setdefault(example.text, (token, example))
+    return list(kept.values())[:_EXAMPLES]

@@ -1,0 +1,32 @@
+"""The real model and the shipped pack, loaded once. `make test` fetches the weights first."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from guard.reader import weights
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+PACK = REPOSITORY / "detectors" / "smollm2-135m-instruct" / "safety-residual"
+
+
+@pytest.fixture(scope="session")
+def model_folder() -> Path:
+    return weights.resolve(weights.DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="session")
+def config():
+    from guard.config import load_config
+
+    return load_config(overrides={"pack": str(PACK)})
+
+
+@pytest.fixture(scope="session")
+def assessor(config) -> Iterator["object"]:
+    from guard.assessor import Assessor
+
+    loaded = Assessor.load(config)
+    yield loaded
+    loaded.close()
