@@ -55,7 +55,8 @@ def list_(
     """List the pack's features as a table."""
     options.no_local_pack(address, pack)
     settings = options.settings(config, set_, pack)
-    from guard.cli import catalogue, terminal
+    from guard.cli import terminal
+    from guard.pack import catalogue
 
     filters = {"domain": domain, "subdomain": subdomain, "hook_point": hook_point}
     if address:
@@ -99,7 +100,7 @@ def show(
         with GuardClient(address) as client:
             feature = client.feature(wanted)
     else:
-        from guard.cli import catalogue
+        from guard.pack import catalogue
         from guard.pack.loader import load_pack
 
         feature = catalogue.feature(load_pack(settings.pack), wanted)

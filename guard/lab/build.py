@@ -3,7 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,10 +15,23 @@ from guard.lab import shards
 from guard.lab.evaluate import OutOfFold
 from guard.lab.features import LatentStats
 from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, contrast_scores, fit_head
-from guard.lab.labelled import Pair, Row
+from guard.lab.labelled import Pair, Row, pairs
 from guard.lab.sae import FullSae
 from guard.pack.loader import HookPointRows
-from guard.pack.manifest import ExampleLine, HeadSection, LatentLine
+from guard.pack.manifest import (
+    FORMAT,
+    CaseLine,
+    ExampleLine,
+    HeadSection,
+    HookPointSection,
+    LatentLine,
+    Manifest,
+    ModelSection,
+    PoolingSection,
+    SourceSection,
+)
+from guard.pack.writer import write_pack
+from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import HeadKind
 
@@ -26,6 +41,159 @@ _TOP_TOKENS = 8
 # Flag and block where these shares of harmless rows, weighted by source, would be hit; presence alone never blocks.
 FLAG_FPR = 0.01
 BLOCK_FPR = 0.001
+
+
+PACK_VERSION = "0.1.0"
+
+# What the project's own sentences are listed as among the sources.
+_OWN_LICENCE = "Apache-2.0 (written for this project)"
+
+
+def build_pack(
+    *,
+    suite: Sequence[FullSae],
+    reports: Sequence[dict[str, Any]],
+    training: dict[str, Any],
+    stats: LatentStats,
+    design: Design,
+    kept: OutOfFold,
+    figures: Sequence[dict[str, Any]],
+    texts: Path,
+    licences: dict[str, str],
+    out: Path,
+) -> str:
+    """Fits the heads that ship and writes the pack to `out`. Returns its hash."""
+    chosen, heads = fit_all(design, kept)
+    rows = np.array(sorted({int(i) for h in heads for i in np.flatnonzero(h.model.latent_weights)}), dtype=np.int64)
+    harvested = shards.described(texts)
+    tokenizer = TextTokenizer(weights.resolve(harvested.model))
+    points = hook_point_rows(suite, rows, heads, stats)
+    head_weights, probe_weights = weight_matrices(rows, heads, len(points))
+    lookalikes = lookalike_figures(design, heads)
+    evaluation = {
+        "detection": list(figures),
+        "lookalikes": lookalikes,
+        "saes": list(reports),
+        "training": training,
+        "fit": vars(design.config),
+        "calibration": {"flag_fpr": FLAG_FPR, "block_fpr": BLOCK_FPR, "rows": "left out of the fit, source by source"},
+    }
+    manifest = Manifest(
+        format=FORMAT,
+        id=f"{harvested.model}/{out.name}",
+        version=PACK_VERSION,
+        description="Safety latents of BatchTopK SAEs on the residual stream, with dense probe rows.",
+        calibrated=True,
+        model=ModelSection(
+            name=harvested.model,
+            weights=harvested.fingerprint["weights"],
+            tokenizer=harvested.fingerprint["tokenizer"],
+            d_model=harvested.d_model,
+            dtype=harvested.dtype,
+        ),
+        pooling=PoolingSection(activation=design.config.pooling, exponent=design.config.exponent),
+        hook_points=tuple(
+            HookPointSection(
+                name=point.name,
+                latents=len(point.latents),
+                probes=len(point.probe_rows),
+                sae_width=report["width"],
+                sae_architecture="jumprelu",
+                sae_k=float(training.get("k", 0)),
+                sae_tokens=report["tokens_trained"],
+                fvu=round(report["fvu"], 5),
+                l0=round(report["l0"], 3),
+                dead_share=round(report["dead_share"], 5),
+            )
+            for point, report in zip(points, reports, strict=True)
+        ),
+        heads=tuple(h.section for h in heads),
+        sources=_sources(design, licences),
+        files={},
+    )
+    lines = latent_lines(suite, rows, stats, design, chosen, pairs(), texts, tokenizer)
+    cases = [CaseLine.model_validate_json(line) for line in _data("cases.jsonl")]
+    readme = pack_readme(manifest, evaluation)
+    return write_pack(out, manifest, points, head_weights, probe_weights, lines, cases, evaluation, readme)
+
+
+def lookalike_figures(design: Design, heads: Sequence["CalibratedHead"]) -> dict[str, Any]:
+    """Harmless look-alikes, used nowhere else, that the finished heads would flag."""
+    held = np.flatnonzero([row.source.startswith("lookalike") for row in design.rows])
+    flagged: dict[str, list[str]] = {}
+    for head in heads:
+        if head.section.flag_at is None:
+            continue
+        logits = head.model.logits(design.latents[held], design.dense[held]) + (head.section.bias - head.model.bias)
+        scores = 1 / (1 + np.exp(-logits / head.section.temperature))
+        for place in np.flatnonzero(scores >= head.section.flag_at):
+            flagged.setdefault(design.rows[held[place]].id, []).append(head.section.name)
+    return {"texts": len(held), "flagged": len(flagged), "share": round(len(flagged) / len(held), 4), "which": flagged}
+
+
+def pack_readme(manifest: Manifest, evaluation: dict[str, Any]) -> str:
+    """The pack's README: what it is, what it was made from, and its figures."""
+    lines = [
+        f"# {manifest.id} {manifest.version}",
+        "",
+        f"{manifest.description} Generated by `guard lab build`; every figure stands in `evaluation.json`.",
+        "",
+        "| hook point | latents kept | of | FVU | L0 | dead | tokens trained |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {p.name} | {p.latents} | {p.sae_width} | {p.fvu:.3f} | {p.l0:.1f} | {p.dead_share:.1%} "
+            f"| {p.sae_tokens:,} |"
+            for p in manifest.hook_points
+        ),
+        "",
+        "Detection on sources that the fit had not seen (AUROC):",
+        "",
+        "| head | source | positives / negatives | TF-IDF | probe | latents | combined |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {f['domain']}.{f['head']} | {f['source']}{' (weak negatives)' if f['weak_negatives'] else ''} "
+            f"| {f['positives']} / {f['negatives']} | "
+            + " | ".join(f"{f['auroc'][c]:.3f}" for c in ("tfidf", "probe", "latents", "combined"))
+            + " |"
+            for f in evaluation["detection"]
+        ),
+        "",
+        f"Harmless look-alikes flagged: {evaluation['lookalikes']['flagged']} of {evaluation['lookalikes']['texts']}.",
+        "",
+        "Made from (no text of these sources is in the pack):",
+        "",
+        *(f"- {s.name}: {s.licence} ({s.use})" for s in manifest.sources),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, ...]:
+    names = sorted({row.source for row in design.rows if not row.own and not row.source.startswith("lookalike")})
+    fitted = [SourceSection(name=n, licence=licences.get(n, "not stated"), use="heads") for n in names]
+    corpora = [SourceSection(name=n, licence=x, use="SAEs") for n, x in sorted(licences.items()) if n in _CORPORA]
+    return (*fitted, *corpora, SourceSection(name="own sentences", licence=_OWN_LICENCE, use="heads, contrast, cases"))
+
+
+# The corpora that the shipped SAEs were trained on.
+_CORPORA = frozenset(
+    {
+        "instructions",
+        "literature",
+        "news_misc",
+        "political_speech",
+        "reviews_webtext",
+        "social_media",
+        "usenet_20news",
+        "wiki_en_domains",
+        "wiki_en_general",
+        "wiki_zh",
+    }
+)
+
+
+def _data(name: str) -> list[str]:
+    return resources.files("guard.lab").joinpath("data", name).read_text(encoding="utf-8").splitlines()
 
 
 @dataclass(frozen=True)

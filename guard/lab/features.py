@@ -36,7 +36,9 @@ class PooledTexts:
     fire: NDArray[np.float16]  # [N, K] share of tokens on which the latent fires
 
 
-def latent_stats(suite: list[FullSae], activations: Path, *, shard_count: int = 10, quantile: float = 0.95) -> LatentStats:
+def latent_stats(
+    suite: list[FullSae], activations: Path, *, shard_count: int = 10, quantile: float = 0.95
+) -> LatentStats:
     """Firing rates and scales over the first shards of a harvest.
 
     The scale is a high quantile of a latent's own firing activations, so that one outlier does not set it, with a floor
@@ -106,7 +108,9 @@ def pool(
             sums = torch.zeros(last - first, x_all.shape[1]).index_add_(0, piece - first, x_all)
             place = slice(number * described.d_model, (number + 1) * described.d_model)
             mean[first:last, place] = (sums / size[:, None]).numpy()
-            clips, fires = _pool_sae(sae, x_all, piece - first, last - first, torch.from_numpy(scale)[column:][: sae.width])
+            clips, fires = _pool_sae(
+                sae, x_all, piece - first, last - first, torch.from_numpy(scale)[column:][: sae.width]
+            )
             clip[first:last, column : column + sae.width] = (clips / size[:, None]).half().numpy()
             fire[first:last, column : column + sae.width] = (fires / size[:, None]).half().numpy()
             column += sae.width

@@ -1,8 +1,8 @@
 """Fit: which latents each domain keeps, and the heads over them.
 
-    features   latents: pooled activations of the chosen latents; dense: mean activations; both scaled to unit variance
-    model      logistic regression, L2, signed; every source counts alike, so that no source's quirks rule
-    columns    probe (dense only), latents, combined (both); the combined head is what ships
+features   latents: pooled activations of the chosen latents; dense: mean activations; both scaled to unit variance
+model      logistic regression, L2, signed; every source counts alike, so that no source's quirks rule
+columns    probe (dense only), latents, combined (both); the combined head is what ships
 """
 
 from collections.abc import Sequence
@@ -80,7 +80,13 @@ class Design:
     def _targets(self, domain: str, head: HeadKind) -> NDArray[np.int8]:
         """`[N]`: 1, 0, or -1 where the row's source cannot tell."""
         found = [target(row, domain, head) for row in self.rows]
-        return np.array([-1 if t is None or r.source.startswith("lookalike") else int(t) for t, r in zip(found, self.rows, strict=True)], dtype=np.int8)
+        return np.array(
+            [
+                -1 if t is None or r.source.startswith("lookalike") else int(t)
+                for t, r in zip(found, self.rows, strict=True)
+            ],
+            dtype=np.int8,
+        )
 
     def weights(self, y: NDArray[np.int8], used: Bools) -> NDArray[np.float64]:
         """Sample weights: sources alike (by the root of their size), both classes alike in sum."""
@@ -161,9 +167,7 @@ def fit_linear(
     return (found[0] if latents is not None else none), (found[-1] if dense is not None else none), bias
 
 
-def fit_head(
-    design: Design, head: tuple[str, HeadKind], used: Bools, chosen: NDArray[np.int64], column: str
-) -> Linear:
+def fit_head(design: Design, head: tuple[str, HeadKind], used: Bools, chosen: NDArray[np.int64], column: str) -> Linear:
     """Fits one head on the rows `used`. `column`: `probe`, `latents` or `combined`."""
     y = design.targets[head]
     rows = np.flatnonzero(used & (y >= 0))
@@ -177,9 +181,7 @@ def fit_head(
     return Linear(whole, w_dense if dense is not None else np.zeros(design.dense.shape[1]), bias)
 
 
-def calibrate(
-    logits: NDArray[np.float64], y: NDArray[np.int8], weights: NDArray[np.float64]
-) -> tuple[float, float]:
+def calibrate(logits: NDArray[np.float64], y: NDArray[np.int8], weights: NDArray[np.float64]) -> tuple[float, float]:
     """Temperature and shift that make `sigmoid((logit + shift) / temperature)` a probability (weighted likelihood)."""
 
     def loss(parameters: NDArray[np.float64]) -> float:

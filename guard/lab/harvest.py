@@ -42,7 +42,9 @@ def harvest(
     tokenizer = TextTokenizer(folder)
     pieces = sample_pieces(corpus, lambda text: tokenizer.text(text).ids, tokens=tokens, context=context - 1, seed=seed)
     sources = tuple(sorted(file.name for file in corpus))
-    return _write(model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, seed, progress)
+    return _write(
+        model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, seed, progress
+    )
 
 
 def harvest_texts(
@@ -61,10 +63,12 @@ def harvest_texts(
     folder = weights.resolve(model)
     tokenizer = TextTokenizer(folder)
     pieces = [tokenizer.text(text).ids[: context - 1] for text in texts]
-    return _write(model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, 0, progress)
+    return _write(
+        model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, 0, progress
+    )
 
 
-def _write(  # noqa: PLR0913 - one flat record of a harvest
+def _write(
     model: str,
     folder: Path,
     tokenizer: TextTokenizer,

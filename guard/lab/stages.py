@@ -130,7 +130,8 @@ def fit(
     progress: Progress = lambda _done, _all: None,
 ) -> None:
     """Fits probe, latents and combined heads without each group of sources in turn, and keeps the logits of what was
-    left out: what evaluation judges and calibration uses."""
+    left out: what evaluation judges and calibration uses.
+    """
     suite, rows = load_suite(saes), read_rows(texts)
     design = Design(rows, pooled_texts(suite, saes, texts, activations), config)
     kept = cross_fit(design, ("probe", "latents", "combined"), progress)
@@ -139,9 +140,7 @@ def fit(
     np.savez(out / "logits.npz", **_flat(kept))
 
 
-def evaluate(
-    *, saes: Path, texts: Path, fitted: Path, progress: Progress = lambda _done, _all: None
-) -> list[Figure]:
+def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lambda _done, _all: None) -> list[Figure]:
     """Adds the TF-IDF column and writes `fitted/evaluation.json`."""
     design = _design(saes, texts, fitted)
     kept = _unflat(fitted / "logits.npz")

@@ -121,7 +121,9 @@ class _Trainee:
             )
         )
         self.sae.b_dec.data.copy_(mean)
-        self.optimiser = torch.optim.Adam(self.sae.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), fused=True)
+        self.optimiser = torch.optim.Adam(
+            self.sae.parameters(), lr=config.learning_rate, betas=(0.9, 0.999), fused=True
+        )
         self.silent_for = torch.zeros(config.width)
         self.fvu = float("nan")
 

@@ -49,7 +49,9 @@ def resolve(model: str, *, report: Report = lambda _: None) -> Path:
         return folder
     folder = Path(model)
     if not folder.is_dir():
-        raise WeightsError(f"model {model!r}: found no such folder, expected {DEFAULT_MODEL!r} or a Hugging Face folder")
+        raise WeightsError(
+            f"model {model!r}: found no such folder, expected {DEFAULT_MODEL!r} or a Hugging Face folder"
+        )
     missing = [name for name in _NEEDED if not (folder / name).exists()]
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")

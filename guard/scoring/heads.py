@@ -90,7 +90,9 @@ class HeadSet:
         logit = float(self._bias[index] + latent_parts.sum() + probe_part)
         mass = float(np.abs(latent_parts).sum() + abs(probe_part))
         order = np.argsort(-np.abs(latent_parts), kind="stable")[:wanted]
-        shown = [self._latent(state, index, int(row), float(latent_parts[row]), mass) for row in order if latent_parts[row]]
+        shown = [
+            self._latent(state, index, int(row), float(latent_parts[row]), mass) for row in order if latent_parts[row]
+        ]
         if self._probe_weights[index].any() and wanted:
             shown.append(
                 Attribution(

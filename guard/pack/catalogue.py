@@ -6,7 +6,13 @@ import numpy as np
 
 from guard.errors import NotFound
 from guard.pack.loader import Pack
+from guard.pack.manifest import LatentLine
 from guard.records import Feature, LatentId, TokenExample
+
+
+def name(line: LatentLine) -> str:
+    """What a latent is called: its explanation; where there is none yet, the tokens that it fires on."""
+    return line.explanation or (f"fires on: {', '.join(line.top_tokens[:5])}" if line.top_tokens else "")
 
 
 def features(pack: Pack, *, domain: str = "", subdomain: str = "", hook_point: str = "") -> list[Feature]:
@@ -55,7 +61,7 @@ def _feature(pack: Pack, row: int) -> Feature:
     local = int(np.flatnonzero(rows.latents == line.latent)[0])
     return Feature(
         latent=LatentId(line.hook_point, line.latent),
-        name=line.explanation or (f"fires on: {', '.join(line.top_tokens[:5])}" if line.top_tokens else ""),
+        name=name(line),
         explanation=line.explanation,
         domains=line.domains,
         subdomains=line.subdomains,

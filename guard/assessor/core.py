@@ -1,0 +1,147 @@
+"""The assessor: admits checks and streams from many threads, and hands back futures."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from guard.assessor.limits import check_input, chosen_domains
+from guard.assessor.observer import Observer
+from guard.assessor.pipeline import Pipeline, Reading
+from guard.assessor.session import Session
+from guard.config import GuardConfig
+from guard.errors import Exhausted
+from guard.pack import catalogue
+from guard.reader.batching import Batcher, Job
+from guard.records import CheckInput, CheckOptions, Feature, LatentId, Phase, Verdict
+
+
+class Assessor:
+    """Loads a pack and a reader, and answers from many threads; one worker thread owns the model."""
+
+    def __init__(self, config: GuardConfig, pipeline: Pipeline, observer: Observer) -> None:
+        self.config, self.pipeline = config, pipeline
+        self.observer = observer
+        self.pack, self.model, self.policy = pipeline.pack, pipeline.model, pipeline.policy
+        self.encode_backend, self.reader_dtype = pipeline.encode.name, pipeline.reader_dtype
+        self._sessions: set[Session] = set()
+        self._lock = threading.Lock()
+        # One thread for what surrounds the model (tokens, and the order of a stream's chunks), one that owns the model.
+        self.texts = ThreadPoolExecutor(1, "guard-text")
+        self.batcher = Batcher(
+            pipeline.run,
+            queue_size=config.reader.queue_size,
+            batch_tokens=config.reader.batch_tokens,
+            idle=self._sweep,
+        )
+
+    @property
+    def observer(self) -> Observer:
+        return self.pipeline.observer
+
+    @observer.setter
+    def observer(self, observer: Observer) -> None:
+        self.pipeline.observer = observer
+
+    @classmethod
+    def load(
+        cls,
+        config: GuardConfig,
+        *,
+        report: Callable[[str], None] = lambda _: None,
+        observer: Observer | None = None,
+    ) -> "Assessor":
+        """Raises ConfigError, PackError and WeightsError; fetches the default model's weights when they are absent."""
+        return cls(config, Pipeline(config, report=report), observer or Observer())
+
+    # -- whole texts
+
+    def submit(self, given: CheckInput, options: CheckOptions | None = None) -> "Future[Verdict]":
+        """Queues a check. Raises InvalidInput, NotFound (a domain) and Exhausted at once; cancelling frees its place."""
+        options = options or CheckOptions()
+        domains = chosen_domains(options, self.pack.domains)
+        check_input(given, self.config.limits)
+        self.batcher.admit()
+        future: Future[Verdict] = Future()
+        future.add_done_callback(lambda _: self.batcher.release())
+        self.texts.submit(self._start_check, given, options, domains, future)
+        return future
+
+    def check(self, given: CheckInput, options: CheckOptions | None = None) -> Verdict:
+        return self.submit(given, options).result()
+
+    def _start_check(
+        self, given: CheckInput, options: CheckOptions, domains: Sequence[str], future: "Future[Verdict]"
+    ) -> None:
+        try:
+            started = time.perf_counter()
+            tokens = self.pipeline.tokenize(given)
+            states = {phase: self.pipeline.heads.new_state() for phase in Phase if phase in set(tokens.phase)}
+            reading = Reading(tokens, states)
+            windows, units = self.pipeline.units(tokens)
+            job: Job
+
+            def finish() -> Verdict:
+                reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
+                scoring = time.perf_counter()
+                for window, unit in zip(windows, units, strict=True):
+                    self.pipeline.absorb(reading, unit, window.fresh, keep_details=options.token_detail)
+                return self.pipeline.verdict(reading, options, domains, "check", scoring)
+
+            job = Job(deque(units), lambda unit: len(unit.ids), finish, future)
+            reading.timings["tokenize"] = job.queued_at - started
+            self.batcher.put(job)
+        except Exception as error:  # noqa: BLE001 - the caller of the future gets it
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    # -- streams
+
+    def open_session(self, options: CheckOptions | None = None) -> "Session":
+        """Opens a stream. Raises NotFound (a domain) and Exhausted (too many open streams)."""
+        options = options or CheckOptions()
+        domains = chosen_domains(options, self.pack.domains)
+        self._sweep()
+        with self._lock:
+            if len(self._sessions) >= self.config.sessions.limit:
+                raise Exhausted(
+                    f"{self.config.sessions.limit} streams are open (sessions.limit); try again later",
+                    retry_after_s=1.0,
+                    reason="TOO_MANY_SESSIONS",
+                )
+            session = Session(self, options, domains)
+            self._sessions.add(session)
+        return session
+
+    @property
+    def queue_depth(self) -> int:
+        return self.batcher.depth
+
+    @property
+    def open_sessions(self) -> int:
+        return len(self._sessions)
+
+    def close(self) -> None:
+        """Ends the worker after the batch in hand; what still waits is cancelled."""
+        self.texts.shutdown(wait=True, cancel_futures=True)
+        self.batcher.close()
+
+    def _sweep(self) -> None:
+        oldest = time.monotonic() - self.config.sessions.idle_seconds
+        with self._lock:
+            expired = [s for s in self._sessions if s.last_used < oldest]
+        for session in expired:
+            session.expire()
+
+    def forget(self, session: "Session") -> None:
+        with self._lock:
+            self._sessions.discard(session)
+
+    def features(self, *, domain: str = "", subdomain: str = "", hook_point: str = "") -> list[Feature]:
+        """Raises NotFound for a domain, sub-domain or hook point that no latent of the pack has."""
+        return catalogue.features(self.pack, domain=domain, subdomain=subdomain, hook_point=hook_point)
+
+    def feature(self, latent: LatentId) -> Feature:
+        """Raises NotFound for a latent that the pack does not hold."""
+        return catalogue.feature(self.pack, latent)
