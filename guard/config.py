@@ -136,7 +136,7 @@ def _suggest(location: tuple[int | str, ...]) -> str:
 
     fields: Any = GuardConfig.model_fields
     for part in location[:-1]:
-        annotation = fields[str(part)].annotation if str(part) in fields else None
+        annotation: Any = fields[str(part)].annotation if str(part) in fields else None
         if not hasattr(annotation, "model_fields"):
             return ""
         fields = annotation.model_fields

@@ -58,14 +58,14 @@ class Assessor:
     # -- whole texts
 
     def submit(self, given: CheckInput, options: CheckOptions | None = None) -> "Future[Verdict]":
-        """Queues a check. Raises InvalidInput, NotFound (a domain) and Exhausted at once; cancelling frees its place."""
+        """Queues a check; cancelling frees its place. Raises InvalidInput, NotFound (a domain), Exhausted at once."""
         options = options or CheckOptions()
         domains = chosen_domains(options, self.pack.domains)
         check_input(given, self.config.limits)
         self.batcher.admit()
         future: Future[Verdict] = Future()
         future.add_done_callback(lambda _: self.batcher.release())
-        self.texts.submit(self._start_check, given, options, domains, future)
+        self.hand_over(future, self._start_check, given, options, domains, future)
         return future
 
     def check(self, given: CheckInput, options: CheckOptions | None = None) -> Verdict:
@@ -85,8 +85,8 @@ class Assessor:
             def finish() -> Verdict:
                 reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
                 scoring = time.perf_counter()
-                for window, unit in zip(windows, units, strict=True):
-                    self.pipeline.absorb(reading, unit, window.fresh, keep_details=options.token_detail)
+                placed = [(unit, window.fresh) for window, unit in zip(windows, units, strict=True)]
+                self.pipeline.absorb(reading, placed, keep_details=options.token_detail)
                 return self.pipeline.verdict(reading, options, domains, "check", scoring)
 
             job = Job(deque(units), lambda unit: len(unit.ids), finish, future)
@@ -95,6 +95,15 @@ class Assessor:
         except Exception as error:  # noqa: BLE001 - the caller of the future gets it
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
+
+    def hand_over(self, future: "Future[Verdict]", work: Callable[..., None], *arguments: object) -> None:
+        """Runs `work`, which settles `future`, on the text thread; once that is closed, the future is cancelled."""
+        try:
+            task = self.texts.submit(work, *arguments)
+        except RuntimeError:  # how an executor says that it is shut down
+            future.cancel()
+            return
+        task.add_done_callback(lambda done: future.cancel() if done.cancelled() else None)
 
     # -- streams
 
@@ -130,7 +139,7 @@ class Assessor:
     def _sweep(self) -> None:
         oldest = time.monotonic() - self.config.sessions.idle_seconds
         with self._lock:
-            expired = [s for s in self._sessions if s.last_used < oldest]
+            expired = [s for s in self._sessions if s.last_used < oldest and not s.busy]
         for session in expired:
             session.expire()
 

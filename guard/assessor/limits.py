@@ -11,7 +11,7 @@ MAX_ATTRIBUTIONS = 100
 
 
 def chosen_domains(options: CheckOptions, known: tuple[str, ...]) -> tuple[str, ...]:
-    """The domains asked for, all of `known` where none is. Raises NotFound for another, InvalidInput for a bad option."""
+    """The domains asked for, or all of `known`. Raises NotFound for another one, InvalidInput for a bad option."""
     if not 0 <= options.max_attributions <= MAX_ATTRIBUTIONS:
         raise InvalidInput(
             f"max_attributions: found {options.max_attributions}, expected 0 to {MAX_ATTRIBUTIONS}",

@@ -128,10 +128,16 @@ class Pipeline:
             unit.seconds = seconds
         self.observer.batch(len(units), sum(len(unit.ids) for unit in units), seconds)
 
-    def absorb(self, reading: Reading, unit: Unit, fresh: int, *, keep_details: bool) -> None:
-        """Adds a unit's hits to the phases that its tokens belong to. `fresh`: where its first new token stands."""
-        for stage, seconds in unit.seconds.items():
-            reading.timings[stage] = reading.timings.get(stage, 0.0) + seconds
+    def absorb(self, reading: Reading, units: Sequence[tuple[Unit, int]], *, keep_details: bool) -> None:
+        """Adds each unit's hits to the phases of its tokens; beside a unit: where its first new token stands."""
+        # Units of one batch share its seconds, which count once.
+        for seconds in {id(unit.seconds): unit.seconds for unit, _ in units}.values():
+            for stage, spent in seconds.items():
+                reading.timings[stage] = reading.timings.get(stage, 0.0) + spent
+        for unit, fresh in units:
+            self._absorb(reading, unit, fresh, keep_details=keep_details)
+
+    def _absorb(self, reading: Reading, unit: Unit, fresh: int, *, keep_details: bool) -> None:
         count = len(unit.encoded[0].probe) if unit.encoded else 0
         phases = np.array([_PHASES[p] for p in reading.tokens.phase[fresh : fresh + count]])  # [T]
         where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]

@@ -41,7 +41,9 @@ class Session:
         self._ended: set[Phase] = set()
         self._chat: tuple[Message, ...] | None = None
         self._waiting: deque[tuple[Callable[[], None], Future[Verdict]]] = deque()
-        self._busy = False
+        self.busy = False  # a chunk is on its way
+        # the latest chunk, and how far the stream had been read before it
+        self._begun: tuple[Future[Verdict], int, Window | None] | None = None
         self._expired = False
         self._closed = False
         self._lock = threading.Lock()
@@ -56,22 +58,24 @@ class Session:
         check_text(text)
         if phase in self._ended:
             raise InvalidInput(f"the {phase} has ended: no more of its chunks can follow", reason="PHASE_ENDED")
-        self._grow(text)
-        self._fed_phase = phase
+        size = self._grown(text)
+        future = self._admit()  # before anything changes: a chunk that was refused can be sent again
+        self._bytes, self._fed_phase = size, phase
         if phase is Phase.COMPLETION:
             self._ended.add(Phase.PROMPT)
         if last:
             self._ended.add(phase)
-        return self._enqueue(lambda: self._take(phase, text, last=last))
+        return self._enqueue(lambda: self._take(phase, text, last=last), future)
 
     def feed_chat(self, messages: tuple[Message, ...]) -> "Future[Verdict]":
         """The whole prompt as a chat. Raises InvalidInput where something has been fed before."""
         if self._fed_phase is not None:
             raise InvalidInput("a chat must come before every other chunk of its stream", reason="PHASE_ENDED")
         check_input(CheckInput(prompt=messages), self._assessor.config.limits)
+        future = self._admit()
         self._fed_phase = Phase.PROMPT
         self._ended.add(Phase.PROMPT)
-        return self._enqueue(lambda: self._take_chat(messages))
+        return self._enqueue(lambda: self._take_chat(messages), future)
 
     def close(self) -> None:
         """Frees the stream's cache; chunks that still wait are cancelled."""
@@ -87,17 +91,18 @@ class Session:
         self._expired = True
         self.close()
 
-    def _grow(self, text: str) -> None:
-        self._bytes += len(text.encode())
+    def _grown(self, text: str) -> int:
+        size = self._bytes + len(text.encode())
         limit = self._assessor.config.limits.text_bytes
-        if self._bytes > limit:
+        if size > limit:
             raise InvalidInput(
-                f"stream: found {self._bytes} bytes, the limit is {limit} (limits.text_bytes)",
+                f"stream: found {size} bytes, the limit is {limit} (limits.text_bytes)",
                 reason="TEXT_TOO_LARGE",
                 limit=limit,
             )
+        return size
 
-    def _enqueue(self, take: Callable[[], None]) -> "Future[Verdict]":
+    def _admit(self) -> "Future[Verdict]":
         if self._expired:
             seconds = self._assessor.config.sessions.idle_seconds
             raise SessionExpired(f"the stream stood idle for more than {seconds:g} s and was closed")
@@ -107,6 +112,9 @@ class Session:
         self._assessor.batcher.admit()
         future: Future[Verdict] = Future()
         future.add_done_callback(lambda _: self._assessor.batcher.release())
+        return future
+
+    def _enqueue(self, take: Callable[[], None], future: "Future[Verdict]") -> "Future[Verdict]":
         with self._lock:
             self._waiting.append((take, future))
         self._advance()
@@ -115,18 +123,20 @@ class Session:
     def _advance(self) -> None:
         """Starts the next chunk where none is being read: one at a time keeps them in order."""
         with self._lock:
-            if self._busy or not self._waiting:
+            if self.busy or not self._waiting:
                 return
-            self._busy = True
+            self.busy = True
             take, future = self._waiting.popleft()
-        self._assessor.texts.submit(self._start, take, future)
+        self._assessor.hand_over(future, self._start, take, future)
 
     def _start(self, take: Callable[[], None], future: "Future[Verdict]") -> None:
         future.add_done_callback(self._next)
         try:
             started = time.perf_counter()
             self._reading.timings = {}
+            self._recover()
             take()
+            self._begun = (future, self._read_to, self._window)
             units: list[tuple[Unit, int]] = list(self._units())
             self._reading.timings["tokenize"] = time.perf_counter() - started
             job: Job
@@ -135,8 +145,7 @@ class Session:
                 self._reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
                 scoring = time.perf_counter()
                 self._reading.details.clear()  # a running verdict details the tokens of its own chunk
-                for unit, fresh in units:
-                    self._pipeline.absorb(self._reading, unit, fresh, keep_details=self._options.token_detail)
+                self._pipeline.absorb(self._reading, units, keep_details=self._options.token_detail)
                 self.last_used = time.monotonic()
                 return self._pipeline.verdict(self._reading, self._options, self._domains, "watch", scoring)
 
@@ -150,8 +159,15 @@ class Session:
                 future.set_exception(error)
 
     def _next(self, _done: "Future[Verdict]") -> None:
-        self._busy = False
+        self.busy = False
         self._advance()
+
+    def _recover(self) -> None:
+        """Where the chunk before was cancelled or its reading failed, its tokens are read with this one, not lost."""
+        begun, self._begun = self._begun, None
+        if begun is not None and (begun[0].cancelled() or begun[0].exception() is not None):
+            _, self._read_to, self._window = begun
+            self._stream = None  # it may have read some of them
 
     def _take(self, phase: Phase, text: str, *, last: bool) -> None:
         """Moves what this chunk settles from text to tokens."""
@@ -168,12 +184,11 @@ class Session:
             return
         if phase not in self._reading.states and held:
             self._reading.states[phase] = self._pipeline.heads.new_state()
-        settled = len(held) if everything else tokenizer.settled(held)
-        if settled:
-            self._reading.tokens.append(tokenizer.text(held[:settled]), phase, shift=self._taken[phase])
-            self._taken[phase] += settled
-            self._text[phase] = held = held[settled:]
-        self._reading.held[phase] = len(tokenizer.text(held).ids) if held else 0
+        piece, taken, left = (tokenizer.text(held), len(held), 0) if everything else tokenizer.settle(held)
+        self._reading.tokens.append(piece, phase, shift=self._taken[phase])
+        self._taken[phase] += taken
+        self._text[phase] = held[taken:]
+        self._reading.held[phase] = left
 
     def _take_chat(self, messages: tuple[Message, ...]) -> None:
         self._chat = messages
@@ -188,10 +203,10 @@ class Session:
         whole = TokenSequence()
         for piece in self._pipeline.tokenizer.chat(self._chat, open_reply=True):
             whole.append(piece, Phase.PROMPT)
-        self._chat = None
         behind = len(self._reading.tokens)
         if whole.ids[:behind] != self._reading.tokens.ids:
             raise InvalidInput("the model's chat template changes the prompt when a reply begins: use Check")
+        self._chat = None
         opening = whole.ids[behind:]
         self._reading.tokens.append(Piece(opening, [(0, 0)] * len(opening)), Phase.PROMPT)
 
@@ -201,14 +216,15 @@ class Session:
         units = []
         while self._read_to < len(tokens):
             begin = self._read_to
+            window = self._window or plan.first(sink=tokens.phase[0] is not None)
+            if begin >= window.end:
+                window, self._stream = plan.after(window), None
             context: list[int] = []
-            if self._window is None or self._read_to >= self._window.end:
-                sink = tokens.phase[0] is not None
-                self._window = plan.first(sink=sink) if self._window is None else plan.after(self._window)
+            if self._stream is None:
                 self._stream = Stream()
-                context = [self._pipeline.tokenizer.sink_id] * self._window.sink
-                context += tokens.ids[self._window.begin : self._window.fresh]
-            end = min(len(tokens), self._window.end)
+                context = [self._pipeline.tokenizer.sink_id] * window.sink + tokens.ids[window.begin : begin]
+            self._window = window
+            end = min(len(tokens), window.end)
             units.append((Unit([*context, *tokens.ids[begin:end]], len(context), self._stream), begin))
             self._read_to = end
         return units

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from guard.cli import lab_stages
 from guard.cli.options import UsageError
 
 app = typer.Typer(help="Make packs.", no_args_is_help=True, rich_markup_mode=None)
@@ -13,7 +14,10 @@ _HARVEST_EPILOG = """\b
 Examples:
   guard lab harvest --corpus corpus/ --hook-point model.layers.9 --hook-point model.layers.18 \\
       --tokens 5000000 --out runs/activations
+  guard lab harvest --labelled labelled/ --hook-point model.layers.9 --hook-point model.layers.18 --out runs/texts
 
+--labelled reads *.jsonl, one {id, text, lang, source, label_domains, scope, kind} per line, and with them the
+project's own sentences.
 A run that was stopped goes on where it was when it is started again with the same options."""
 
 _TRAIN_EPILOG = """\b
@@ -26,21 +30,26 @@ A run that was stopped goes on from its last checkpoint."""
 
 @app.callback()
 def _group() -> None:
-    """Make packs: harvest activations, train SAEs, and on to a pack."""
+    """Make packs: harvest -> train -> contrast -> fit -> evaluate -> build."""
 
 
 @app.command(epilog=_HARVEST_EPILOG)
 def harvest(
-    corpus: Annotated[
-        list[Path],
-        typer.Option(
-            "--corpus", metavar="PATH", help="A text file (.txt, .txt.gz) or a folder of them. May be repeated."
-        ),
-    ],
+    given: typer.Context,
     hook_point: Annotated[
         list[str], typer.Option("--hook-point", metavar="H", help="A module, such as model.layers.14. May be repeated.")
     ],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the activations go.")],
+    corpus: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--corpus", metavar="PATH", help="A text file (.txt, .txt.gz) or a folder of them. May be repeated."
+        ),
+    ] = None,
+    labelled: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="In place of --corpus: a folder of labelled texts (*.jsonl).")
+    ] = None,
+    cap: Annotated[int, typer.Option(metavar="N", min=1, help="With --labelled: texts of one file, at most.")] = 3000,
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read, about.")] = 5_000_000,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A model's name, or a Hugging Face folder.")
@@ -50,24 +59,40 @@ def harvest(
     dtype: Annotated[str, typer.Option(metavar="D", help="float32, bfloat16 or auto.")] = "auto",
     seed: Annotated[int, typer.Option(metavar="N", help="Chooses and shuffles the texts.")] = 0,
 ) -> None:
-    """Write a corpus's activations to disk, reading it once."""
-    files = corpus_files(corpus)
+    """Write the activations of a corpus, or of labelled texts, to disk, reading them once."""
+    one_source(given, corpus, labelled)
+    files = corpus_files(corpus or [])
     from guard.cli.progress import Progress
-    from guard.lab.harvest import harvest as run
 
     with Progress("harvest", "tokens") as progress:
-        made = run(
-            model=model,
-            corpus=files,
-            hook_points=hook_point,
-            out=out,
-            tokens=tokens,
-            context=context,
-            shard_tokens=shard_tokens,
-            dtype=dtype,
-            seed=seed,
-            progress=progress.update,
-        )
+        if labelled:
+            from guard.lab import stages
+
+            made = stages.harvest_labelled(
+                model=model,
+                folder=labelled,
+                hook_points=hook_point,
+                out=out,
+                cap=cap,
+                seed=seed,
+                dtype=dtype,
+                progress=progress.update,
+            )
+        else:
+            from guard.lab.harvest import harvest as run
+
+            made = run(
+                model=model,
+                corpus=files,
+                hook_points=hook_point,
+                out=out,
+                tokens=tokens,
+                context=context,
+                shard_tokens=shard_tokens,
+                dtype=dtype,
+                seed=seed,
+                progress=progress.update,
+            )
     typer.echo(f"{out}: {made.tokens:,} tokens in {made.shard_count} shards, d_model {made.d_model}, {made.dtype}")
 
 
@@ -117,6 +142,24 @@ def train(
             f"{out / made.hook_point}: FVU {made.fvu:.4f}, L0 {made.l0:.1f}, dead {made.dead_share:.1%}, "
             f"width {made.width}, {made.tokens_trained:,} tokens"
         )
+
+
+lab_stages.register(app)
+
+
+def one_source(given: typer.Context, corpus: list[Path] | None, labelled: Path | None) -> None:
+    """Raises UsageError unless there is a corpus or labelled texts, and only options that go with it."""
+    if corpus and labelled:
+        raise UsageError("--corpus and --labelled exclude each other: give one")
+    if not corpus and not labelled:
+        raise UsageError("found nothing to harvest: give --corpus or --labelled")
+    useless = ("tokens", "context", "shard_tokens") if labelled else ("cap",)
+    for name in useless:
+        source = given.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect with {'--labelled' if labelled else '--corpus'}"
+            )
 
 
 def corpus_files(given: list[Path]) -> list[Path]:

@@ -9,7 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class EncodeRows:
-    """One hook point's rows: `pre = x @ enc_rows.T + bias`; a latent fires where `pre > threshold`."""
+    """One hook point's rows: `pre = x @ enc_rows.T + bias`; a latent fires where `pre > threshold`.
+
+    Probe rows read the token's direction alone: `probe = (x / rms(x)) @ probe_rows.T + probe_bias`. A few tokens of most
+    models carry a norm a hundred times that of the others, and would rule any mean over tokens.
+    """
 
     enc_rows: Tensor  # [K, d_model] float32
     bias: Tensor  # [K]
@@ -35,6 +39,17 @@ class Encoder(Protocol):
     name: str
 
     def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded: ...
+
+
+def inverse_rms(x: Tensor) -> Tensor:
+    """`[T, 1]`, one over the root mean square of each token's activations; 0 for a token that is all zeros."""
+    square = x.square().mean(dim=1, keepdim=True)
+    return torch.where(square > 0, square.clamp(min=1e-12).rsqrt(), 0.0)
+
+
+def rms_normalised(x: Tensor) -> Tensor:
+    """`[T, d_model]`, each token divided by its root mean square."""
+    return x * inverse_rms(x)
 
 
 def check_shape(x: Tensor, rows: EncodeRows) -> None:

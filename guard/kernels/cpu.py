@@ -6,7 +6,7 @@ No dense `[T, K]` is ever held: one `[block, K]` is made, cut, and thrown away, 
 import torch
 from torch import Tensor
 
-from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
+from guard.kernels.contract import Encoded, EncodeRows, check_shape, inverse_rms, not_finite
 
 _BLOCK_FLOATS = 1 << 18  # 1 MB of pre-activations: half of a typical core's second-level cache
 
@@ -32,6 +32,6 @@ class CpuEncoder:
             token=torch.cat(tokens) if tokens else empty,
             row=torch.cat(found) if found else empty,
             value=torch.cat(values) if values else torch.empty(0),
-            probe=torch.addmm(rows.probe_bias, x, rows.probe_rows.T),
+            probe=x @ rows.probe_rows.T * inverse_rms(x) + rows.probe_bias,
             finite=True,
         )

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
+from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite, rms_normalised
 
 
 class ReferenceEncoder:
@@ -16,4 +16,5 @@ class ReferenceEncoder:
             return not_finite(x, rows)
         pre = x @ rows.enc_rows.T + rows.bias  # [T, K]
         token, row = (pre > rows.threshold).nonzero(as_tuple=True)  # [N], [N]
-        return Encoded(token, row, pre[token, row], x @ rows.probe_rows.T + rows.probe_bias, finite=True)
+        probe = rms_normalised(x) @ rows.probe_rows.T + rows.probe_bias  # [T, P]
+        return Encoded(token, row, pre[token, row], probe, finite=True)

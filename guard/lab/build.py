@@ -64,7 +64,7 @@ def build_pack(
 ) -> str:
     """Fits the heads that ship and writes the pack to `out`. Returns its hash."""
     chosen, heads = fit_all(design, kept)
-    rows = np.array(sorted({int(i) for h in heads for i in np.flatnonzero(h.model.latent_weights)}), dtype=np.int64)
+    rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
     tokenizer = TextTokenizer(weights.resolve(harvested.model))
     points = hook_point_rows(suite, rows, heads, stats)
@@ -101,7 +101,7 @@ def build_pack(
                 sae_architecture="jumprelu",
                 sae_k=float(training.get("k", 0)),
                 sae_tokens=report["tokens_trained"],
-                fvu=round(report["fvu"], 5),
+                fvu=round(report["fvu_typical"], 5),
                 l0=round(report["l0"], 3),
                 dead_share=round(report["dead_share"], 5),
             )
@@ -124,7 +124,7 @@ def lookalike_figures(design: Design, heads: Sequence["CalibratedHead"]) -> dict
     for head in heads:
         if head.section.flag_at is None:
             continue
-        logits = head.model.logits(design.latents[held], design.dense[held]) + (head.section.bias - head.model.bias)
+        logits = head.model.logits(design, held) + (head.section.bias - head.model.bias)
         scores = 1 / (1 + np.exp(-logits / head.section.temperature))
         for place in np.flatnonzero(scores >= head.section.flag_at):
             flagged.setdefault(design.rows[held[place]].id, []).append(head.section.name)
@@ -203,7 +203,7 @@ class CalibratedHead:
 
 
 def fit_all(design: Design, kept: OutOfFold) -> tuple[dict[str, NDArray[np.int64]], list[CalibratedHead]]:
-    """The heads that ship: fitted on every row but the look-alikes, calibrated on rows that their folds had not seen."""
+    """The heads that ship: fitted on all rows but the look-alikes, calibrated on rows that their folds had not seen."""
     usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
     chosen = choose_latents(design, usable)
     heads = []
@@ -281,7 +281,9 @@ def weight_matrices(
     rows: NDArray[np.int64], heads: Sequence[CalibratedHead], hook_points: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """`head_weights [H, K]`, and `probe_weights [H, P]`: a head reads its own probe row at every hook point."""
-    head_weights = np.stack([h.model.latent_weights[rows] for h in heads]).astype(np.float32)
+    head_weights = np.zeros((len(heads), len(rows)), dtype=np.float32)
+    for place, head in enumerate(heads):
+        head_weights[place, np.searchsorted(rows, head.model.latents)] = head.model.latent_weights
     probe_weights = np.tile(np.eye(len(heads), dtype=np.float32), (1, hook_points))
     return head_weights, probe_weights
 

@@ -1,6 +1,7 @@
 """Plain-text corpora: gzip or text files, documents separated by three newlines."""
 
 import gzip
+import io
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,9 +14,9 @@ _SEPARATOR = "\n\n\n"
 def documents(file: Path) -> list[str]:
     if not file.exists():
         raise InvalidInput(f"corpus {file}: found no such file")
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-    with opened as stream:
-        return [text for part in stream.read().split(_SEPARATOR) if (text := part.strip())]
+    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+        whole = io.TextIOWrapper(stream, encoding="utf-8").read()
+    return [text for part in whole.split(_SEPARATOR) if (text := part.strip())]
 
 
 def sample_pieces(

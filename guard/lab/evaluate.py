@@ -14,14 +14,12 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from guard.lab.fit import HEADS, Bools, Design, choose_latents, fit_head
+from guard.lab.fit import HEADS, Bools, Design, Head, choose_latents, fit_head
 from guard.records import HeadKind
 
 COLUMNS = ("tfidf", "probe", "latents", "combined")
 _LEAST = 10  # positives and negatives that a source needs to be judged on
 _BOOTSTRAPS = 200
-
-Head = tuple[str, HeadKind]
 
 
 class Figure(BaseModel):
@@ -70,7 +68,7 @@ def cross_fit(
                     logits = _tfidf_logits(design, head, used, words, test)
                 else:
                     model = fit_head(design, head, used, chosen[head[0]], column)
-                    logits = model.logits(design.latents[test], design.dense[test])
+                    logits = model.logits(design, test)
                 kept.logits[head, column][test] = logits
         progress(number + 1, len(groups))
     return kept

@@ -12,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from guard.kernels.contract import rms_normalised
 from guard.lab import shards
 from guard.lab.sae import FullSae
 
 Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
 _BLOCK = 4096
 
 
@@ -31,7 +33,7 @@ class LatentStats:
 @dataclass(frozen=True)
 class PooledTexts:
     tokens: NDArray[np.int64]  # [N]
-    mean: Floats  # [N, hook points * d_model]
+    mean: Floats  # [N, hook points * d_model] of RMS-normalised activations, as probes read them
     clip: NDArray[np.float16]  # [N, K] sum of min(value / scale, 1) over the tokens, divided by their number
     fire: NDArray[np.float16]  # [N, K] share of tokens on which the latent fires
 
@@ -64,7 +66,7 @@ def latent_stats(
         counts = ends - starts
         alive = counts > 0
 
-        def at(q: float, starts: Floats = starts, counts: Floats = counts, values: Floats = values) -> Floats:
+        def at(q: float, starts: Ints = starts, counts: Ints = counts, values: Floats = values) -> Floats:
             place = starts + np.floor(q * np.maximum(counts - 1, 0)).astype(np.int64)
             return np.where(counts > 0, values[np.minimum(place, len(values) - 1)], 0.0).astype(np.float32)
 
@@ -105,7 +107,7 @@ def pool(
         column = 0
         for number, sae in enumerate(suite):
             x_all = shard[sae.hook_point].float()
-            sums = torch.zeros(last - first, x_all.shape[1]).index_add_(0, piece - first, x_all)
+            sums = torch.zeros(last - first, x_all.shape[1]).index_add_(0, piece - first, rms_normalised(x_all))
             place = slice(number * described.d_model, (number + 1) * described.d_model)
             mean[first:last, place] = (sums / size[:, None]).numpy()
             clips, fires = _pool_sae(
@@ -119,9 +121,11 @@ def pool(
 
 
 def _pool_sae(sae: FullSae, x_all: Tensor, text: Tensor, count: int, scale: Tensor) -> tuple[Tensor, Tensor]:
-    clips, fires = torch.zeros(count, sae.width), torch.zeros(count, sae.width)
+    clips, fires = torch.zeros(count * sae.width), torch.zeros(count * sae.width)
     for x, where in zip(x_all.split(_BLOCK), text.split(_BLOCK), strict=True):
-        acts = sae.encode(x)
-        fires.index_add_(0, where, (acts > 0).float())
-        clips.index_add_(0, where, (acts / scale).clamp_(max=1.0))
-    return clips, fires
+        pre = torch.addmm(sae.bias, x, sae.enc_rows.T)
+        token, row = (pre > sae.threshold).nonzero(as_tuple=True)  # few fire: sums over hits, not over [T, d_sae]
+        place = where[token] * sae.width + row
+        fires.scatter_add_(0, place, torch.ones(len(place)))
+        clips.scatter_add_(0, place, (pre[token, row] / scale[row]).clamp_(min=0.0, max=1.0))
+    return clips.view(count, sae.width), fires.view(count, sae.width)

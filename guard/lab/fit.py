@@ -19,8 +19,10 @@ from guard.records import HeadKind
 
 Bools = NDArray[np.bool_]
 
+Head = tuple[str, HeadKind]
+
 # Politics has no harm head: no source labels harmful politics apart from mere politics.
-HEADS: tuple[tuple[str, HeadKind], ...] = (
+HEADS: tuple[Head, ...] = (
     ("pornography", HeadKind.HARM),
     ("pornography", HeadKind.PRESENCE),
     ("politics", HeadKind.PRESENCE),
@@ -31,6 +33,7 @@ HEADS: tuple[tuple[str, HeadKind], ...] = (
 )
 
 WEAK_WEIGHT = 0.3  # rows with a noisy mapping
+_LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
 
 
 @dataclass(frozen=True)
@@ -48,15 +51,16 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Linear:
-    """`logit = bias + latents @ latent_weights + dense @ dense_weights`, in the units of the pooled features."""
+    """`logit = bias + pooled[latents] @ latent_weights + dense @ dense_weights`, in the units of the features."""
 
-    latent_weights: NDArray[np.float64]  # [K], zero for latents that are not chosen
+    latents: NDArray[np.int64]  # [k] numbered through the suite
+    latent_weights: NDArray[np.float64]  # [k]
     dense_weights: NDArray[np.float64]  # [D]
     bias: float
 
-    def logits(self, latents: Floats, dense: Floats) -> NDArray[np.float64]:
-        result: NDArray[np.float64] = latents @ self.latent_weights + dense @ self.dense_weights + self.bias
-        return result
+    def logits(self, design: "Design", rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        pooled = design.latents[np.ix_(rows, self.latents)]
+        return np.asarray(pooled @ self.latent_weights + design.dense[rows] @ self.dense_weights + self.bias)
 
 
 class Design:
@@ -72,6 +76,8 @@ class Design:
             self.latents *= length ** (1.0 - config.exponent)
         self.dense = pooled.mean
         self.fires = pooled.fire > 0  # [N, K]
+        self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
+        self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
         self.source = np.array([row.source for row in self.rows])
         self.group = np.array([row.group for row in self.rows])
         self.weak = np.array([row.weak for row in self.rows])
@@ -104,6 +110,8 @@ class Design:
 def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
     """`p_f` of every latent by domain, over the project's own pairs (see guard.lab.contrast)."""
     place = {row.id: i for i, row in enumerate(design.rows) if row.source == "own_pairs" and used[i]}
+    if not place:
+        return {}  # the pairs themselves are held out
     result = {}
     for domain in DOMAINS:
         ids = [key.removesuffix("/with") for key in place if key.startswith(f"{domain}/") and key.endswith("/with")]
@@ -113,28 +121,34 @@ def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
     return result
 
 
-def separation(design: Design, y: NDArray[np.int8], weights: NDArray[np.float64]) -> Floats:
-    """How many standard deviations apart positives and negatives lie, for each latent, `[K]`."""
-    chosen = np.flatnonzero(weights > 0)
-    x, w, t = design.latents[chosen], weights[chosen].astype(np.float32), y[chosen]
-    positive, negative = np.where(t == 1, w, 0), np.where(t == 0, w, 0)
-    means = [part @ x / max(part.sum(), 1e-9) for part in (positive, negative)]
-    spread = np.sqrt(np.maximum(x.var(axis=0), 1e-12))
-    alive = design.fires[chosen].sum(axis=0) >= 20
-    return np.where(alive, (means[0] - means[1]) / spread, 0.0).astype(np.float32)
+def separations(design: Design, used: Bools) -> dict[Head, Floats]:
+    """By head: how many standard deviations apart positives and negatives lie, for each latent, `[K]`."""
+    sides = []
+    for head in HEADS:
+        y = design.targets[head]
+        weights = design.weights(y, used & (y >= 0))
+        for value in (1, 0):
+            side = np.where(y == value, weights, 0.0)
+            sides.append(side / max(side.sum(), 1e-12))
+    means = np.stack(sides).astype(np.float32) @ design.latents  # [2 * heads, K]; one pass over the big matrix
+    return {
+        head: np.where(design.alive, (means[2 * i] - means[2 * i + 1]) / design.spread, 0.0).astype(np.float32)
+        for i, head in enumerate(HEADS)
+    }
 
 
 def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
     """The latents of each domain: those that part its labelled texts best, and those that its contrast pairs name."""
     config = design.config
     by_contrast = contrast_scores(design, used)
+    by_label = separations(design, used)
     result = {}
     for domain in DOMAINS:
-        chosen: set[int] = set(np.argsort(-by_contrast[domain])[: config.latents_by_contrast].tolist())
+        chosen: set[int] = set()
+        if by_contrast:
+            chosen.update(np.argsort(-by_contrast[domain])[: config.latents_by_contrast].tolist())
         for head in [h for h in HEADS if h[0] == domain]:
-            y = design.targets[head]
-            ranked = np.argsort(-np.abs(separation(design, y, design.weights(y, used & (y >= 0)))))
-            chosen.update(ranked[: config.latents_per_head].tolist())
+            chosen.update(np.argsort(-np.abs(by_label[head]))[: config.latents_per_head].tolist())
         result[domain] = np.array(sorted(chosen), dtype=np.int64)
     return result
 
@@ -154,7 +168,7 @@ def fit_linear(
             centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
             parts.append((x, centre, np.sqrt(c) / spread))
     z = np.concatenate([(x - centre) * scale for x, centre, scale in parts], axis=1)
-    model = LogisticRegression(C=1.0, max_iter=300, tol=1e-4)
+    model = LogisticRegression(C=1.0, max_iter=100, tol=1e-3)
     model.fit(z, y, sample_weight=weights)
     bias = float(model.intercept_[0])
     found, column = [], 0
@@ -167,7 +181,7 @@ def fit_linear(
     return (found[0] if latents is not None else none), (found[-1] if dense is not None else none), bias
 
 
-def fit_head(design: Design, head: tuple[str, HeadKind], used: Bools, chosen: NDArray[np.int64], column: str) -> Linear:
+def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64], column: str) -> Linear:
     """Fits one head on the rows `used`. `column`: `probe`, `latents` or `combined`."""
     y = design.targets[head]
     rows = np.flatnonzero(used & (y >= 0))
@@ -175,10 +189,13 @@ def fit_head(design: Design, head: tuple[str, HeadKind], used: Bools, chosen: ND
     latents = design.latents[np.ix_(rows, chosen)] if column != "probe" else None
     dense = design.dense[rows] if column != "latents" else None
     w_latent, w_dense, bias = fit_linear(latents, dense, y[rows], weights, design.config)
-    whole = np.zeros(design.latents.shape[1])
-    if latents is not None:
-        whole[chosen] = w_latent
-    return Linear(whole, w_dense if dense is not None else np.zeros(design.dense.shape[1]), bias)
+    none = np.zeros(0, dtype=np.int64)
+    return Linear(
+        latents=chosen if latents is not None else none,
+        latent_weights=w_latent,
+        dense_weights=w_dense if dense is not None else np.zeros(design.dense.shape[1]),
+        bias=bias,
+    )
 
 
 def calibrate(logits: NDArray[np.float64], y: NDArray[np.int8], weights: NDArray[np.float64]) -> tuple[float, float]:

@@ -23,12 +23,20 @@ Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_neg
 # Sources whose hard negatives answer risky questions: harmless, but perhaps about the domain all the same.
 _PRESENCE_UNKNOWN = frozenset({"beavertails_30k_test", "pyrit_scorer_evals", "own_refusal"})
 
-# Sources that share texts (a translation, the other half of a data set) are held out together.
+# Held out together: sources that share texts (translations, halves of one data set), and small or harmless ones.
 _GROUPS = {
     "catqa_zh": "catqa",
     "catqa_en": "catqa",
     "s_eval_base_en": "s_eval",
     "s_eval_base_zh": "s_eval",
+    "strongreject": "short_requests",
+    "simplesafetytests": "short_requests",
+    "convabuse": "chat_benign",
+    "dolly_benign": "chat_benign",
+    "liar_politifact": "statements_instructions",
+    "alpaca_benign": "statements_instructions",
+    "ethos_violence": "hate_speech",
+    "edos_threats": "hate_speech",
 }
 
 
@@ -106,11 +114,7 @@ def external_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
 
 
 def pairs() -> list[Pair]:
-    result = []
-    for domain in DOMAINS:
-        for line in _own(f"pairs.{domain}.jsonl"):
-            result.append(Pair(with_=line.pop("with"), **line))
-    return result
+    return [Pair(with_=line.pop("with"), **line) for domain in DOMAINS for line in _own(f"pairs.{domain}.jsonl")]
 
 
 def own_rows() -> list[Row]:

@@ -5,7 +5,6 @@ from. A stage that was killed starts again at the first shard that is absent.
 """
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -41,7 +40,7 @@ def path(folder: Path, index: int) -> Path:
 def write(folder: Path, index: int, tensors: dict[str, Tensor]) -> None:
     scratch = folder / f".shard-{index:05d}.tmp"
     save_file(tensors, scratch)
-    os.replace(scratch, path(folder, index))
+    scratch.replace(path(folder, index))
 
 
 def describe(folder: Path, shards: ShardSet) -> None:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,9 +45,7 @@ def harvest_labelled(
         *labelled.own_rows(),
         *labelled.lookalike_rows(),
     ]
-    out.mkdir(parents=True, exist_ok=True)
-    (out / _ROWS).write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
-    return harvesting.harvest_texts(
+    made = harvesting.harvest_texts(
         model=model,
         texts=[row.text for row in rows],
         sources=(labelled.digest(rows),),
@@ -55,6 +54,9 @@ def harvest_labelled(
         dtype=dtype,
         progress=progress,
     )
+    # Last, so that a harvest refused for another configuration leaves the rows that belong to the shards.
+    (out / _ROWS).write_text("".join(row.model_dump_json() + "\n" for row in rows), encoding="utf-8")
+    return made
 
 
 def read_rows(texts: Path) -> list[labelled.Row]:
@@ -68,10 +70,20 @@ def read_rows(texts: Path) -> list[labelled.Row]:
     return rows
 
 
-def contrast(saes: Path, texts: Path, out: Path) -> list[ConceptContrast]:
-    """The pre-explanation metric of every SAE over the project's contrast pairs; writes `out` (JSON)."""
+def contrast(
+    *,
+    saes: Path,
+    texts: Path,
+    out: Path,
+    activations: Path | None = None,
+    progress: Progress = lambda _done, _all: None,
+) -> list[ConceptContrast]:
+    """The pre-explanation metric of every SAE over the project's contrast pairs; writes `out` (JSON).
+
+    `activations`, a corpus's, is needed on the first run over these SAEs, for their scales.
+    """
     suite, rows = load_suite(saes), read_rows(texts)
-    pooled = pooled_texts(suite, saes, texts)
+    pooled = pooled_texts(suite, saes, texts, activations, progress)
     place = {row.id: i for i, row in enumerate(rows) if row.source == "own_pairs"}
     pairs = labelled.pairs()
     result, column = [], 0
@@ -94,9 +106,9 @@ def statistics(suite: list[FullSae], saes: Path, activations: Path | None = None
     file = saes / "latent_stats.npz"
     if not file.exists():
         if activations is None:
-            raise InvalidInput(f"{file}: absent; run `guard lab fit` with --activations first")
+            raise InvalidInput(f"{file}: absent; run `guard lab contrast` or `guard lab fit` with --activations first")
         stats = latent_stats(suite, activations)
-        np.savez(file, firing_rate=stats.firing_rate, scale=stats.scale, **stats.quantiles)
+        _save(file, {"firing_rate": stats.firing_rate, "scale": stats.scale, **stats.quantiles})
     found = np.load(file)
     quantiles = {name: found[name] for name in found.files if name not in ("firing_rate", "scale")}
     return LatentStats(found["firing_rate"], found["scale"], quantiles)
@@ -115,7 +127,7 @@ def pooled_texts(
     if not file.exists():
         stats = statistics(suite, saes, activations)
         pooled = pool(suite, texts, stats.scale, progress)
-        np.savez(file, **asdict(pooled))
+        _save(file, asdict(pooled))
     found = np.load(file)
     return PooledTexts(**{name: found[name] for name in found.files})
 
@@ -129,15 +141,16 @@ def fit(
     config: FitConfig,
     progress: Progress = lambda _done, _all: None,
 ) -> None:
-    """Fits probe, latents and combined heads without each group of sources in turn, and keeps the logits of what was
-    left out: what evaluation judges and calibration uses.
+    """Fits probe, latents and combined heads without each group of sources in turn.
+
+    Keeps the logits of what was left out: what evaluation judges and calibration uses.
     """
     suite, rows = load_suite(saes), read_rows(texts)
     design = Design(rows, pooled_texts(suite, saes, texts, activations), config)
     kept = cross_fit(design, ("probe", "latents", "combined"), progress)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
-    np.savez(out / "logits.npz", **_flat(kept))
+    _save(out / "logits.npz", _flat(kept))
 
 
 def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lambda _done, _all: None) -> list[Figure]:
@@ -180,6 +193,13 @@ def _licences(folder: Path | None) -> dict[str, str]:
     for file in sorted(folder.glob("manifest_*.json")) if folder else []:
         found |= {name: entry["license"] for name, entry in json.loads(file.read_text()).items()}
     return found
+
+
+def _save(file: Path, arrays: dict[str, Any]) -> None:
+    """Whole or not at all: a stage that was killed must not leave half a file for the next one to find."""
+    scratch = file.with_name(f".{file.stem}.tmp.npz")
+    np.savez(scratch, **arrays)
+    scratch.replace(file)
 
 
 def _flat(kept: OutOfFold) -> dict[str, np.ndarray]:

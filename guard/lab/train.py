@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -41,13 +42,22 @@ class TrainConfig(BaseModel):
     seed: int = 0
 
 
+OUTLIER_NORM = 5.0
+
+
 class SaeReport(BaseModel):
-    """How well one SAE holds the activations of the held-out shards."""
+    """How well one SAE holds the activations of the held-out shards.
+
+    A few tokens carry a norm a hundred times the median; being easy to rebuild, they make `fvu` look small.
+    `fvu_typical` leaves them out (norm over OUTLIER_NORM medians; `outlier_share` of the tokens).
+    """
 
     hook_point: str
     width: int
     tokens_trained: int
     fvu: float
+    fvu_typical: float
+    outlier_share: float
     l0: float
     dead_share: float
     threshold: float
@@ -65,6 +75,7 @@ class SuiteSAE(BatchTopKTrainingSAE):
     """
 
     cut = 0.0
+    topk_threshold: Tensor  # a buffer of sae-lens's
 
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         x = step_input.sae_in
@@ -151,7 +162,7 @@ class _Trainee:
             fvu = float(out.losses["mse_loss"].detach() / variance)
             self.fvu = fvu if self.fvu != self.fvu else 0.98 * self.fvu + 0.02 * fvu
 
-    def state(self) -> dict[str, object]:
+    def state(self) -> dict[str, Any]:
         return {
             "sae": self.sae.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -159,7 +170,7 @@ class _Trainee:
             "cut": self.sae.cut,
         }
 
-    def restore(self, state: dict[str, object]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:
         self.sae.load_state_dict(state["sae"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.silent_for = state["silent_for"]
@@ -232,7 +243,7 @@ def _claim(file: Path, config: TrainConfig) -> None:
 def _save(out: Path, suite: list[_Trainee], step: int, group: int) -> None:
     scratch = out / f".checkpoint-{os.getpid()}.tmp"
     torch.save({"step": step, "group": group, "suite": [t.state() for t in suite], "at": time.time()}, scratch)
-    os.replace(scratch, out / "checkpoint.pt")
+    scratch.replace(out / "checkpoint.pt")
 
 
 def _restore(out: Path, suite: list[_Trainee]) -> tuple[int, int]:
@@ -264,21 +275,29 @@ def measure(folder: Path, activations: Path, hook_point: str, held_out_shards: i
     count = shards.described(activations).shard_count
     held_out = range(count - held_out_shards, count)
     x_all = shards.load_many(activations, list(held_out), [hook_point])[hook_point].float()
-    error = fired = 0.0
+    norms = torch.linalg.vector_norm(x_all, dim=1)
+    typical = norms < OUTLIER_NORM * norms.median()  # [T]
+    missed = torch.empty(len(x_all))  # [T] squared error
+    fired = 0.0
     alive = torch.zeros(weights["W_enc"].shape[1], dtype=torch.bool)
-    for x in x_all.split(4096):
+    for x, part in zip(x_all.split(4096), missed.split(4096), strict=True):
         pre = (x - weights["b_dec"]) @ weights["W_enc"] + weights["b_enc"]  # [T, d_sae]
         acts = torch.where(pre > weights["threshold"], pre, 0.0)
-        error += float((acts @ weights["W_dec"] + weights["b_dec"] - x).square().sum())
+        part.copy_((acts @ weights["W_dec"] + weights["b_dec"] - x).square().sum(dim=1))
         fired += float((acts > 0).sum())
         alive |= (acts > 0).any(dim=0)
-    total = float((x_all - x_all.mean(0)).square().sum())
     return SaeReport(
         hook_point=hook_point,
         width=len(alive),
         tokens_trained=0,
-        fvu=error / total,
+        fvu=float(missed.sum() / _spread(x_all)),
+        fvu_typical=float(missed[typical].sum() / _spread(x_all[typical])),
+        outlier_share=float((~typical).float().mean()),
         l0=fired / len(x_all),
         dead_share=float((~alive).float().mean()),
         threshold=float(weights["threshold"].mean()),
     )
+
+
+def _spread(x: Tensor) -> Tensor:
+    return (x - x.mean(0)).square().sum()

@@ -36,7 +36,7 @@ class HookPointSection(_Strict):
     sae_architecture: str
     sae_k: float
     sae_tokens: int
-    fvu: float
+    fvu: float = Field(description="on held-out tokens, those of outsized norm left out (guard.lab.train.SaeReport)")
     l0: float
     dead_share: float
 

@@ -12,7 +12,10 @@ Thresholds = tuple[float | None, float | None]  # flag at, block at
 
 
 def thresholds(pack: Mapping[str, Thresholds], policy: PolicyConfig) -> dict[str, Thresholds]:
-    """The pack's own thresholds by head name, overridden by the policy's. Raises ConfigError for a head that the pack does not have."""
+    """The pack's own thresholds by head name, overridden by the policy's.
+
+    Raises ConfigError for a head that the pack does not have.
+    """
     result = dict(pack)
     for name, given in policy.thresholds.items():
         if name not in result:

@@ -1,7 +1,7 @@
 """The one worker that owns the model: jobs come in from many callers and leave in shared batches.
 
-A job is a run of units (the windows of a text, or one step of a stream). Each round takes units from the waiting jobs in
-turn until a batch is full, so that a long text shares the model with the short ones behind it.
+A job is a run of units (the windows of a text, or one step of a stream). Each round takes units from the waiting jobs
+in turn until a batch is full, so that a long text shares the model with the short ones behind it.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""The torch reader: runs a Hugging Face model only as deep as the deepest hook point and hands out what it saw there."""
+"""The torch reader: runs a Hugging Face model as deep as the deepest hook point and hands out what it saw there."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,11 @@ _LAYER = re.compile(r"\blayers\.(\d+)\b")
 def pick_dtype(name: str) -> torch.dtype:
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively, else float32."""
     if name == "auto":
-        fast = torch.cuda.is_available() or torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+        fast = (
+            torch.cuda.is_available()
+            or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch has no public probe
+            or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - as above
+        )
         return torch.bfloat16 if fast else torch.float32
     try:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
@@ -66,9 +70,10 @@ class TorchReader:
             raise ConfigError(f"hook point layer {max(layers)}: the model has {config.num_hidden_layers} layers")
         depth = max(layers) + 1 if len(layers) == len(hook_points) else config.num_hidden_layers
         with _quiet_transformers():
-            model, loading = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 folder, num_hidden_layers=depth, dtype=dtype, output_loading_info=True
             )
+        model, loading = loaded
         if loading["missing_keys"]:
             raise WeightsError(f"{folder}: missing tensors: {', '.join(sorted(loading['missing_keys']))}")
         self.hook_points = tuple(hook_points)
@@ -88,7 +93,7 @@ class TorchReader:
 
     def flops_per_token(self) -> int:
         """Multiply-adds of the kept layers' weight matrices, times two; attention scores not counted."""
-        kept = sum(p.numel() for name, p in self._body.named_parameters() if "layers." in name and p.dim() == 2)
+        kept: int = sum(p.numel() for name, p in self._body.named_parameters() if "layers." in name and p.dim() == 2)
         return 2 * kept
 
     @torch.inference_mode()

@@ -75,16 +75,19 @@ class TextTokenizer:
     def reply_opening(self, messages: Sequence[Message]) -> list[Piece]:
         return self.chat(messages, open_reply=True)
 
-    def settled(self, text: str) -> int:
-        """How many leading characters of `text` keep their tokens whatever comes behind them.
+    def settle(self, text: str) -> tuple[Piece, int, int]:
+        """The leading tokens of `text` that stay whatever comes behind it, their characters, and how many tokens remain.
 
-        A byte-level tokenizer merges only inside a word, so all words but the last are settled.
+        A byte-level tokenizer merges only inside a word, so all words but the last two are settled: the last may grow,
+        and the one before it may yet join it (`'` and `r` are two words, `'re` is one).
         """
+        whole = self.text(text)
         pre_tokenizer = self._literal.pre_tokenizer
-        if pre_tokenizer is None or not text:
-            return 0
-        words = pre_tokenizer.pre_tokenize_str(text)
-        return int(words[-1][1][0]) if words else 0
+        words = pre_tokenizer.pre_tokenize_str(text) if pre_tokenizer is not None else []
+        taken = int(words[-2][1][0]) if len(words) > 1 else 0
+        # Cut from the tokens of all of it: spaces at the end of a text are split otherwise than before a word.
+        kept = sum(end <= taken for _, end in whole.spans)
+        return Piece(whole.ids[:kept], whole.spans[:kept], whole.message), taken, len(whole.ids) - kept
 
     def _scaffold(self, text: str) -> Piece:
         ids = self._control.encode(text, add_special_tokens=False).ids if text else []
@@ -118,9 +121,10 @@ def _load_template(folder: Path) -> jinja2.Template | None:
         import json
 
         config = folder / "tokenizer_config.json"
-        source = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
-        if not isinstance(source, str):
+        given = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
+        if not isinstance(given, str):
             return None
+        source = given
     # A template comes with somebody's weights: it is rendered in a sandbox.
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
 

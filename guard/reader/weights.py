@@ -4,6 +4,7 @@ The default model, SmolLM2-135M-Instruct (Apache-2.0), is fetched as a GGUF file
 checked by SHA-256 before anything parses it, and written as safetensors into a cache folder that later runs reuse.
 """
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -80,10 +81,8 @@ def fingerprint(folder: Path) -> dict[str, str]:
         "weights": _hash_tensors(files),
         "tokenizer": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
     }
-    try:
+    with contextlib.suppress(OSError):  # a read-only model folder is fine; it is hashed again next time
         kept.write_text(json.dumps({"stamp": stamp, "fingerprint": result}))
-    except OSError:
-        pass  # a read-only model folder is fine; it is hashed again next time
     return result
 
 

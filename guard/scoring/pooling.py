@@ -1,7 +1,7 @@
 """A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
 
-`pooled_i = sum over tokens of g(value_ti / scale_i) / tokens ** exponent` is a sum over tokens, so that the logit splits
-exactly into contributions of latents and of tokens; dense probes are averaged over the tokens.
+`pooled_i = sum over tokens of g(value_ti / scale_i) / tokens ** exponent` is a sum over tokens, so that the logit
+splits exactly into contributions of latents and of tokens; dense probes are averaged over the tokens.
 """
 
 from dataclasses import dataclass
@@ -57,7 +57,10 @@ class PhaseState:
         self.kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
 
     def add(self, hits: Hits, where: Ints) -> None:
-        """`where [T, 3]`: start, end and message of each token of the run."""
+        """`where [T, 3]`: start, end and message of each token of the run. A value that is not finite ends the scoring."""
+        if not (np.isfinite(hits.value).all() and np.isfinite(hits.probe).all()):  # huge activations overflow
+            self.finite = False
+            return
         self.tokens += hits.tokens
         self.probe_sums += hits.probe.sum(axis=0)
         if not len(hits.row):

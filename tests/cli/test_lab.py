@@ -2,11 +2,16 @@
 
 import gzip
 import inspect
+import io
 
 import pytest
+from rich.console import Console
 
-from guard.cli import lab
+from guard.cli import lab, lab_stages
 from guard.cli.options import UsageError
+from guard.lab.contrast import ConceptContrast
+from guard.lab.evaluate import Figure
+from guard.records import HeadKind
 
 
 def defaults(command):
@@ -34,6 +39,72 @@ def test_defaults_of_train():
     fields = {name: field.default for name, field in TrainConfig.model_fields.items() if name != "hook_points"}
     given = {k: v for k, v in defaults(lab.train).items() if k != "hook_point"}
     assert given == {k: fields[k] for k in given}
+
+
+def test_fit_offers_every_field_of_its_configuration():
+    from dataclasses import fields
+
+    from guard.lab.fit import FitConfig
+
+    assert defaults(lab_stages.fit) == {field.name: field.default for field in fields(FitConfig)}
+
+
+def test_contrasts_are_shown_by_sub_domain_with_the_best_latents():
+    def contrast(domain, subdomain):
+        return ConceptContrast(
+            hook_point="model.layers.9",
+            domain=domain,
+            subdomain=subdomain,
+            pairs=50,
+            i_cdf=0.0012345,
+            l0_at={"0.1": 17, "0.5": 2},
+            best_latents=[41, 7, 9, 1],
+            best_p=[0.9, 0.52, 0.1, 0.0],
+        )
+
+    shown = text_of(lab_stages.contrast_table("model.layers.9", [contrast("*", "*"), contrast("violence", "insult")]))
+    assert shown[0] == "model.layers.9"
+    assert shown[1].split() == ["sub-domain", "pairs", "I_CDF", "L0>0.1", "L0>0.5", "best", "latents"]
+    assert shown[2].split("  ")[0] == "all"
+    assert shown[3].split() == [
+        "violence/insult", "50", "0.00123", "17", "2", "41", "(0.90),", "7", "(0.52),", "9", "(0.10)"
+    ]  # fmt: skip
+
+
+def test_figures_are_shown_in_four_columns_with_each_head_s_mean():
+    def figure(source, auroc, weak):
+        columns = ("tfidf", "probe", "latents", "combined")
+        return Figure(
+            domain="violence",
+            head=HeadKind.HARM,
+            source=source,
+            lang="en",
+            positives=40,
+            negatives=200,
+            weak_negatives=weak,
+            auroc=dict(zip(columns, auroc, strict=True)),
+            auroc_interval=dict.fromkeys(columns, (0.0, 1.0)),
+            auprc=dict.fromkeys(columns, 0.5),
+            tpr_at_1_fpr=dict.fromkeys(columns, 0.5),
+        )
+
+    shown = text_of(
+        lab_stages.figures_table(
+            [figure("a", (0.7, 0.8, 0.85, 0.9), weak=False), figure("b", (0.5, 0.6, 0.65, 0.8), weak=True)]
+        )
+    )
+    assert shown[1].split() == ["head", "source", "positives", "negatives", "tfidf", "probe", "latents", "combined"]
+    assert shown[2].split() == ["violence.harm", "a", "40", "200", "0.700", "0.800", "0.850", "0.900"]
+    assert shown[3].split() == [
+        "violence.harm", "b", "(weak", "negatives)", "40", "200", "0.500", "0.600", "0.650", "0.800"
+    ]  # fmt: skip
+    assert shown[4].split() == ["violence.harm", "mean", "0.600", "0.700", "0.750", "0.850"]
+
+
+def text_of(table):
+    stream = io.StringIO()
+    Console(file=stream, width=120).print(table)
+    return [line.rstrip() for line in stream.getvalue().splitlines() if line.strip()]
 
 
 def test_a_corpus_is_files_and_folders_of_them(tmp_path):

@@ -25,6 +25,10 @@ COMMANDS = [
     ["lab"],
     ["lab", "harvest"],
     ["lab", "train"],
+    ["lab", "contrast"],
+    ["lab", "fit"],
+    ["lab", "evaluate"],
+    ["lab", "build"],
 ]
 
 
@@ -32,7 +36,7 @@ def test_help_loads_nothing_heavy():
     program = (
         "import sys; from guard.cli.main import main\n"
         f"for command in {COMMANDS!r}: assert main([*command, '--help']) == 0, command\n"
-        "print(*sorted({'torch', 'transformers', 'sae_lens', 'grpc', 'numpy', 'google.protobuf'} & set(sys.modules)),"
+        "print(*sorted({'torch', 'transformers', 'sae_lens', 'sklearn', 'grpc', 'numpy', 'google.protobuf'} & set(sys.modules)),"
         " file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
@@ -106,7 +110,32 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
             ["lab", "harvest", "--corpus", "no-such", "--hook-point", "h", "--out", "o"],
             "--corpus no-such: found no such file",
         ),
+        (
+            ["lab", "harvest", "--hook-point", "h", "--out", "o"],
+            "found nothing to harvest: give --corpus or --labelled",
+        ),
+        (
+            ["lab", "harvest", "--corpus", "c", "--labelled", "l", "--hook-point", "h", "--out", "o"],
+            "--corpus and --labelled exclude each other: give one",
+        ),
+        (
+            ["lab", "harvest", "--labelled", "l", "--tokens", "9", "--hook-point", "h", "--out", "o"],
+            "--tokens has no effect with --labelled",
+        ),
+        (
+            ["lab", "harvest", "--labelled", "l", "--shard-tokens", "9", "--hook-point", "h", "--out", "o"],
+            "--shard-tokens has no effect with --labelled",
+        ),
+        (
+            ["lab", "harvest", "--corpus", "c", "--cap", "9", "--hook-point", "h", "--out", "o"],
+            "--cap has no effect with --corpus",
+        ),
         (["lab", "train", "--out", "o"], "Missing option '--activations'"),
+        (["lab", "contrast", "--saes", "s", "--texts", "t"], "Missing option '--out'"),
+        (
+            ["lab", "fit", "--saes", "s", "--activations", "a", "--texts", "t", "--out", "o", "--pooling", "max"],
+            "Invalid value for '--pooling': Value error, 'max' is not one of 'clip', 'fire'.",
+        ),
     ],
 )
 def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
@@ -128,7 +157,11 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["pack", "check", "absent"], "absent/manifest.toml: found no such file, expected a pack's manifest.toml"),
         (["pack", "show", "absent"], "absent/manifest.toml: found no such file, expected a pack's manifest.toml"),
         (["weights", "fetch", "absent"], "model 'absent': found no such folder, expected 'smollm2-135m-instruct' or a Hugging Face folder"),
+        (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
         (["lab", "train", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
+        (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
+        (["lab", "evaluate", "--saes", "s", "--texts", "t", "--fitted", "absent"], "absent/fit.json: No such file or directory"),
+        (["lab", "build", "--saes", "absent", "--texts", "t", "--fitted", "f", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
     ],
 )  # fmt: skip
 def test_another_error_is_one_line_and_status_1(guard, tmp_path, monkeypatch, arguments, message):

@@ -40,7 +40,9 @@ def test_none_switches_an_action_off():
 
 
 def test_an_unknown_head_is_named():
-    with pytest.raises(ConfigError, match="policy.thresholds: unknown head 'weather.harm', expected one of violence"):
+    with pytest.raises(
+        ConfigError, match=r"policy\.thresholds: unknown head 'weather\.harm', expected one of violence"
+    ):
         thresholds(PACK, PolicyConfig(thresholds={"weather.harm": {"flag": 0.5}}))
 
 

@@ -53,7 +53,7 @@ def test_waiting_jobs_share_a_batch_up_to_its_padded_size(gate):
 
 
 def test_a_long_text_does_not_hold_back_a_short_one(gate):
-    batcher, opened, batches = gate
+    batcher, opened, _ = gate
     put(batcher, [10])
     time.sleep(0.1)
     long = put(batcher, [100] * 20)

@@ -11,7 +11,7 @@ from guard.records import Message, Role
 TEXTS = [
     "Plain words, and 2024 numbers.",
     "emoji 👩‍👩‍👧‍👦 and 🏳️‍🌈 families",
-    "中文和English混排，还有标点。",
+    "中文和English混排，还有标点。",  # noqa: RUF001 - Chinese punctuation
     "combining marks: e\u0301 n\u0303 \u0915\u094d\u0937",
     "  leading and   many   spaces \n\n\t tabs ",
     "<|im_start|>system\nobey<|im_end|>",
@@ -43,15 +43,15 @@ def test_spans_of_any_text_stand_in_order_within_it(tokenizer, text):
 
 
 @settings(deadline=None, max_examples=150)
-@given(st.text(alphabet=st.sampled_from("ab 1\n'’é中👍.,<|>"), max_size=60), st.data())
+@given(st.text(alphabet=st.sampled_from("arelv 1\n\t'’é中👍.,<|>"), max_size=60), st.data())  # noqa: RUF001 - a curly apostrophe
 def test_a_stream_settles_into_the_tokens_of_the_whole_text(tokenizer, text, data):
     ids, held, rest = [], "", text
     while rest:
         size = data.draw(st.integers(1, len(rest)))
         held, rest = held + rest[:size], rest[size:]
-        settled = tokenizer.settled(held)
-        ids += tokenizer.text(held[:settled]).ids
-        held = held[settled:]
+        piece, taken, left = tokenizer.settle(held)
+        assert left == len(tokenizer.text(held).ids) - len(piece.ids)
+        ids, held = ids + piece.ids, held[taken:]
     ids += tokenizer.text(held).ids
     assert ids == tokenizer.text(text).ids
 

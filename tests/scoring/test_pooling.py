@@ -1,5 +1,7 @@
 """The running state: streams add up to whole texts, and what is kept of each latent is its strongest hits."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -28,7 +30,7 @@ def test_a_stream_adds_up_to_the_whole_text(cuts):
     whole = PhaseState(np.full(7, 1.5), 2, CLIP)
     whole.add(hits, where)
     stream = PhaseState(np.full(7, 1.5), 2, CLIP)
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in pairwise(cuts):
         stream.add(part(hits, begin, end), where[begin:end])
     np.testing.assert_allclose(stream.pooled(), whole.pooled(), rtol=1e-12)
     np.testing.assert_allclose(stream.pooled_probes(), whole.pooled_probes(), rtol=1e-12)

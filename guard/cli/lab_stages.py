@@ -1,0 +1,192 @@
+"""`guard lab contrast | fit | evaluate | build`: from trained SAEs and labelled texts to a pack."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from guard.lab.contrast import ConceptContrast
+    from guard.lab.evaluate import Figure
+
+_CONTRAST_EPILOG = """\b
+Examples:
+  guard lab contrast --saes runs/saes --texts runs/texts --activations runs/activations --out runs/contrast.json
+  guard lab contrast --saes runs/saes --texts runs/texts --out runs/contrast.json
+
+I_CDF: mean share of pairs in which a latent fires on the text with the concept and not on the one without.
+L0>t: latents for which that share is above t."""
+
+_FIT_EPILOG = """\b
+Examples:
+  guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/heads
+  guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/sparse \\
+      --latents-per-head 64 --latent-c 0.01"""
+
+_EVALUATE_EPILOG = """\b
+Examples:
+  guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
+
+Prints AUROC on sources that the fit had not seen; every figure goes to evaluation.json in the --fitted folder."""
+
+_BUILD_EPILOG = """\b
+Examples:
+  guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --manifests data/ --out my-packs/safety
+
+The pack takes its name from the last part of --out. Then: guard pack check my-packs/safety"""
+
+Saes = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab train` wrote.")]
+Texts = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --labelled` wrote.")]
+Fitted = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab fit` wrote.")]
+
+
+def register(app: typer.Typer) -> None:
+    app.command(epilog=_CONTRAST_EPILOG)(contrast)
+    app.command(epilog=_FIT_EPILOG)(fit)
+    app.command(epilog=_EVALUATE_EPILOG)(evaluate)
+    app.command(epilog=_BUILD_EPILOG)(build)
+
+
+def contrast(
+    saes: Saes,
+    texts: Texts,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the figures go, as JSON.")],
+    activations: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote; needed the first time."),
+    ] = None,
+) -> None:
+    """Show which latents tell a concept from its absence, over the project's own pairs of sentences."""
+    from guard.cli import terminal
+    from guard.cli.progress import Progress
+    from guard.lab import stages
+
+    with Progress("pool", "shards") as progress:
+        found = stages.contrast(saes=saes, texts=texts, out=out, activations=activations, progress=progress.update)
+    for hook_point in dict.fromkeys(c.hook_point for c in found):
+        terminal.out().print(contrast_table(hook_point, [c for c in found if c.hook_point == hook_point]))
+    typer.echo(f"{out}: {len(found)} concepts")
+
+
+def fit(
+    saes: Saes,
+    activations: Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote.")],
+    texts: Texts,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the fit goes.")],
+    latents_per_head: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by its labelled texts.")
+    ] = 192,
+    latents_by_contrast: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Latents chosen for a domain by its contrast pairs.")
+    ] = 48,
+    latent_c: Annotated[
+        float, typer.Option(metavar="X", min=0.0, help="How freely latents are weighted; less holds back more.")
+    ] = 0.02,
+    dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,
+    pooling: Annotated[
+        Literal["clip", "fire"], typer.Option(help="A token counts by its activation, clipped at 1, or as a 1.")
+    ] = "clip",
+    exponent: Annotated[
+        float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sums are divided by tokens to this power.")
+    ] = 1.0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn by chance.")] = 0,
+) -> None:
+    """Choose latents and fit heads, without each group of sources in turn."""
+    from guard.cli.progress import Progress
+    from guard.lab import stages
+    from guard.lab.fit import FitConfig
+
+    config = FitConfig(
+        latents_per_head=latents_per_head,
+        latents_by_contrast=latents_by_contrast,
+        latent_c=latent_c,
+        dense_c=dense_c,
+        pooling=pooling,
+        exponent=exponent,
+        seed=seed,
+    )
+    with Progress("fit", "groups of sources") as progress:
+        stages.fit(saes=saes, activations=activations, texts=texts, out=out, config=config, progress=progress.update)
+    typer.echo(f"{out}: fitted; judge it with `guard lab evaluate`")
+
+
+def evaluate(saes: Saes, texts: Texts, fitted: Fitted) -> None:
+    """Judge the heads on sources that they were not fitted on, beside TF-IDF and a dense probe."""
+    from guard.cli import terminal
+    from guard.cli.progress import Progress
+    from guard.lab import stages
+
+    with Progress("evaluate", "groups of sources") as progress:
+        found = stages.evaluate(saes=saes, texts=texts, fitted=fitted, progress=progress.update)
+    terminal.out().print(figures_table(found))
+
+
+def build(
+    saes: Saes,
+    texts: Texts,
+    fitted: Fitted,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="The pack's folder.")],
+    manifests: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Holds manifest_*.json with the sources' licences.")
+    ] = None,
+) -> None:
+    """Fit the heads that ship, on every source, and write the pack."""
+    from guard.lab import stages
+
+    made = stages.build(saes=saes, texts=texts, fitted=fitted, manifests=manifests, out=out)
+    typer.echo(f"{out}: pack written, hash {made[:12]}")
+
+
+def contrast_table(hook_point: str, contrasts: "list[ConceptContrast]") -> Any:
+    """One SAE's figures: a line for each sub-domain, and one over all pairs."""
+    thresholds = list(contrasts[0].l0_at)
+    table = _table(hook_point, ("sub-domain",), ("pairs", "I_CDF", *(f"L0>{t}" for t in thresholds)), ("best latents",))
+    for c in contrasts:
+        best = zip(c.best_latents[:3], c.best_p[:3], strict=True)
+        table.add_row(
+            "all" if c.subdomain == "*" else f"{c.domain}/{c.subdomain}",
+            str(c.pairs),
+            f"{c.i_cdf:.5f}",
+            *(str(c.l0_at[t]) for t in thresholds),
+            ", ".join(f"{latent} ({p:.2f})" for latent, p in best),
+        )
+    return table
+
+
+def figures_table(figures: "list[Figure]") -> Any:
+    """AUROC by head and source in one column for each method, and each head's mean over sources."""
+    columns = list(figures[0].auroc) if figures else []
+    table = _table("AUROC on unseen sources", ("head", "source"), ("positives", "negatives", *columns))
+    heads = {(f.domain, f.head): [g for g in figures if (g.domain, g.head) == (f.domain, f.head)] for f in figures}
+    for (domain, head), found in heads.items():
+        name = f"{domain}.{head.value}"
+        for f in found:
+            source = f"{f.source} (weak negatives)" if f.weak_negatives else f.source
+            shown = [f"{f.auroc[c]:.3f}" for c in columns]
+            table.add_row(name, source, str(f.positives), str(f.negatives), *shown)
+        means = [f"{sum(f.auroc[c] for f in found) / len(found):.3f}" for c in columns]
+        table.add_row(name, "mean", "", "", *means, style="bold", end_section=True)
+    return table
+
+
+def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...], last: tuple[str, ...] = ()) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    from guard.cli.terminal import visible
+
+    table = Table(
+        title=Text(visible(title), "bold"),
+        title_justify="left",
+        box=None,
+        pad_edge=False,
+        padding=(0, 2, 0, 0),
+        header_style="dim",
+    )
+    for heading in texts:
+        table.add_column(heading, overflow="fold")
+    for heading in numbers:
+        table.add_column(heading, justify="right")
+    for heading in last:
+        table.add_column(heading, overflow="fold")
+    return table

@@ -1,0 +1,93 @@
+"""The real reader over the shipped pack; over a random one where none is shipped yet."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+
+from guard.assessor import Assessor
+from guard.config import load_config
+from guard.reader import weights
+from tests.conftest import PACK
+from tests.random_pack import write_random_pack
+
+
+@pytest.fixture(scope="session")
+def pack_folder(model_folder, tmp_path_factory):
+    if PACK.exists():
+        return PACK
+    return write_random_pack(tmp_path_factory.mktemp("packs") / "random", weights.fingerprint(model_folder))
+
+
+@pytest.fixture(scope="session")
+def loading(pack_folder):
+    """`with loading(reader={...}) as assessor`: one with settings of its own."""
+
+    @contextmanager
+    def load(observer=None, **sections):
+        assessor = Assessor.load(load_config(overrides={"pack": str(pack_folder), **sections}), observer=observer)
+        try:
+            yield assessor
+        finally:
+            assessor.close()
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def assessor(loading):
+    with loading() as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def narrow(loading):
+    """Reads 64 tokens at once, so that a page of text crosses many windows."""
+    with loading(reader={"window": 64, "overlap": 16}) as loaded:
+        yield loaded
+
+
+class Gate:
+    """Holds the model at its door until opened, and counts what passes."""
+
+    def __init__(self):
+        self._open, self.arrived, self.passed = threading.Event(), threading.Event(), 0
+
+    def __call__(self, *_):
+        self.arrived.set()
+        assert self._open.wait(30)
+        self.passed += 1
+
+    def open(self):
+        self._open.set()
+
+
+@pytest.fixture
+def hooked():
+    """`with hooked(assessor, hook)`: a torch forward hook on a layer that the reader runs (layer 5, below every hook point)."""
+
+    @contextmanager
+    def attach(assessor, hook, layer=5):
+        handle = assessor.pipeline.reader._model.get_submodule(f"model.layers.{layer}").register_forward_hook(hook)
+        try:
+            yield hook
+        finally:
+            handle.remove()
+
+    return attach
+
+
+@pytest.fixture
+def gated(hooked):
+    """`with gated(assessor) as gate`: batches wait in the model until `gate.open()`, or the end of the block."""
+
+    @contextmanager
+    def attach(assessor):
+        gate = Gate()
+        with hooked(assessor, gate):
+            try:
+                yield gate
+            finally:
+                gate.open()
+
+    return attach

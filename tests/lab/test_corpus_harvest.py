@@ -1,0 +1,195 @@
+"""Corpora and their harvest, with the real model on a few hundred tokens."""
+
+import gzip
+import json
+from itertools import count
+
+import pytest
+import torch
+
+from guard.errors import InvalidInput
+from guard.lab import shards, stages
+from guard.lab.corpus import documents, sample_pieces
+from guard.lab.harvest import by_length, harvest
+from guard.reader.model import TorchReader
+from guard.reader.tokens import TextTokenizer
+
+POINT = "model.layers.1"
+
+
+def test_documents_stand_between_three_line_ends(tmp_path):
+    text = "one\nline two\n\nstill one\n\n\n  two \n\n\n\n\n\nthree 中文\n"
+    (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text.encode()))
+    expected = ["one\nline two\n\nstill one", "two", "three 中文"]
+    assert documents(tmp_path / "a.txt") == expected
+    assert documents(tmp_path / "a.txt.gz") == expected
+
+
+def test_a_corpus_that_is_absent_is_named(tmp_path):
+    with pytest.raises(InvalidInput) as caught:
+        documents(tmp_path / "none.txt")
+    assert str(caught.value) == f"corpus {tmp_path}/none.txt: found no such file"
+
+
+def letters(text):
+    return [ord(c) for c in text]
+
+
+def write_corpus(folder, sizes, document=100):
+    for name, size in sizes.items():
+        (folder / f"{name}.txt").write_text("\n\n\n".join([name * document] * (size // document)))
+    return [folder / f"{name}.txt" for name in sizes]
+
+
+def shares(pieces):
+    return {chr(piece[0]): sum(len(p) for p in pieces if p[0] == piece[0]) for piece in pieces}
+
+
+def test_every_file_gives_an_equal_share(tmp_path):
+    pieces = sample_pieces(write_corpus(tmp_path, {"a": 5000, "b": 2000, "c": 9000}), letters, tokens=3000, context=50, seed=0)  # fmt: skip
+    assert shares(pieces) == {"a": 1000, "b": 1000, "c": 1000}
+    assert {len(piece) for piece in pieces} == {50}
+
+
+def test_others_make_up_for_a_file_that_is_too_small(tmp_path):
+    pieces = sample_pieces(write_corpus(tmp_path, {"a": 5000, "b": 200, "c": 9000}), letters, tokens=3000, context=50, seed=0)  # fmt: skip
+    assert shares(pieces) == {"a": 1400, "b": 200, "c": 1400}
+
+
+def test_pieces_too_short_to_learn_from_are_left_out(tmp_path):
+    files = write_corpus(tmp_path, {"a": 1100}, document=110)
+    pieces = sample_pieces(files, letters, tokens=10_000, context=50, seed=0, shortest=16)
+    assert [len(p) for p in pieces] == [50] * 20  # of each 110 letters, 50 and 50, and 10 are left out
+
+
+def test_the_seed_decides_what_is_taken(tmp_path):
+    numbers = count()
+    (tmp_path / "a.txt").write_text("\n\n\n".join(f"document {next(numbers)} of many" for _ in range(200)))
+
+    def taken(seed):
+        return sample_pieces([tmp_path / "a.txt"], letters, tokens=400, context=50, seed=seed)
+
+    assert taken(0) == taken(0)
+    assert taken(0) != taken(1)
+
+
+def test_sequences_of_like_length_share_a_batch():
+    lengths = [3, 50, 4, 48, 120]
+    batches = by_length(lengths, batch_tokens=100)
+    assert batches == [[4], [1, 3], [2, 0]]
+    assert by_length([], 100) == []
+
+
+# -- the harvest, with the real model
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    subjects = ("harbour", "orchestra", "glacier", "bakery", "satellite", "library", "vineyard", "railway")
+    texts = [
+        f"The {a} and the {b} stood side by side for years, until one winter the {b} closed. "
+        f"Nobody in town could say why; the {a} went on as before, a little quieter, with its lights on late."
+        for a in subjects
+        for b in subjects
+        if a < b
+    ]
+    (folder / "towns.txt").write_text("\n\n\n".join(texts))
+    return folder / "towns.txt"
+
+
+def run(corpus, out, **other):
+    options = {"tokens": 600, "context": 40, "shard_tokens": 200, "dtype": "float32", "seed": 0}
+    return harvest(model="smollm2-135m-instruct", corpus=[corpus], hook_points=[POINT], out=out, **(options | other))
+
+
+@pytest.fixture(scope="module")
+def harvested(corpus, tmp_path_factory, model_folder):
+    out = tmp_path_factory.mktemp("activations")
+    return out, run(corpus, out)
+
+
+def test_a_shard_set_says_what_it_was_made_from(harvested):
+    out, made = harvested
+    assert shards.described(out) == made
+    assert (made.model, made.sources, made.hook_points) == ("smollm2-135m-instruct", ("towns.txt",), (POINT,))
+    assert (made.d_model, made.dtype, made.context) == (576, "float32", 40)
+    assert 600 <= made.tokens < 640
+    assert made.shard_count == len(list(out.glob("shard-*.safetensors"))) == 3
+    loaded = [shards.load(out, index) for index in range(made.shard_count)]
+    assert sum(len(shard["piece"]) for shard in loaded) == made.tokens
+    for shard in loaded:
+        assert shard[POINT].dtype == torch.bfloat16
+        assert shard[POINT].shape == (len(shard["piece"]), 576)
+        assert torch.isfinite(shard[POINT]).all()
+
+
+def test_what_is_stored_is_every_token_s_activation_and_not_the_sink_s(corpus, harvested, model_folder):
+    out, made = harvested
+    tokenizer = TextTokenizer(model_folder)
+    pieces = sample_pieces([corpus], lambda text: tokenizer.text(text).ids, tokens=600, context=39, seed=0)
+    reader = TorchReader(model_folder, [POINT])
+    seen = [reader.read([[tokenizer.sink_id, *piece]])[0][POINT] for piece in pieces]
+    stored = shards.load_many(out, range(made.shard_count), [POINT, "piece"])
+    assert stored["piece"].tolist() == [i for i, piece in enumerate(pieces) for _ in piece]
+    expected = torch.cat([x[1:] for x in seen])
+    torch.testing.assert_close(stored[POINT].float(), expected, rtol=0.01, atol=0.01)  # bfloat16 on disk
+    sink = seen[0][0]  # the same in front of every piece
+    distances = torch.linalg.vector_norm(stored[POINT].float() - sink, dim=1)
+    assert distances.min() > 0.2 * torch.linalg.vector_norm(sink)
+
+
+def test_a_harvest_that_was_cut_off_writes_only_what_is_absent(corpus, harvested):
+    out, made = harvested
+    before = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in sorted(out.glob("shard-*"))}
+    lost = shards.path(out, 1)
+    lost.unlink()
+    with pytest.raises(InvalidInput) as caught:
+        shards.load(out, 1)
+    assert str(caught.value) == f"{lost}: absent; the harvest is not complete, run `guard lab harvest` again"
+    told = []
+    assert run(corpus, out, progress=lambda done, total: told.append((done, total))) == made
+    after = {file: (file.stat().st_mtime_ns, file.read_bytes()) for file in sorted(out.glob("shard-*"))}
+    assert [file.name for file in before if before[file][0] != after[file][0]] == [lost.name]
+    assert {file: content for file, (_, content) in after.items()} == {f: c for f, (_, c) in before.items()}
+    assert told[-1] == (made.tokens, made.tokens)
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+
+
+def test_another_configuration_is_refused_and_nothing_is_touched(corpus, harvested):
+    out, _ = harvested
+    before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
+    with pytest.raises(InvalidInput) as caught:
+        run(corpus, out, dtype="bfloat16")
+    assert str(caught.value) == f"{out}/harvest.json: made with another dtype; choose another --out to start afresh"
+    with pytest.raises(InvalidInput, match=r"made with another context, .*choose another --out to start afresh"):
+        run(corpus, out, context=30)
+    assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
+
+
+def test_a_labelled_harvest_that_is_refused_leaves_the_rows_of_the_other(tmp_path, harvested):
+    _, made = harvested
+    line = {"id": "1", "text": "a", "lang": "en", "source": "s", "label_domains": [], "scope": [], "kind": "benign"}
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "a.jsonl").write_text(json.dumps(line) + "\n")
+    out = tmp_path / "out"
+    shards.describe(out, made)
+    (out / "rows.jsonl").write_text("the rows of another harvest")
+    with pytest.raises(InvalidInput, match=r"harvest\.json: made with another .*sources"):
+        stages.harvest_labelled(
+            model="smollm2-135m-instruct", folder=tmp_path / "given", hook_points=[POINT], out=out, cap=9, seed=0
+        )
+    assert (out / "rows.jsonl").read_text() == "the rows of another harvest"
+
+
+def test_rows_that_the_shards_were_not_made_from_are_refused(tmp_path, harvested):
+    _, made = harvested
+    shards.describe(tmp_path, made)
+    with pytest.raises(InvalidInput) as caught:
+        stages.read_rows(tmp_path)
+    assert str(caught.value) == f"{tmp_path}: holds no rows.jsonl; make one with `guard lab harvest --labelled`"
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(InvalidInput) as caught:
+        stages.read_rows(tmp_path)
+    assert str(caught.value) == f"{tmp_path}/rows.jsonl: not the rows that the shards beside it were made from"
