@@ -84,7 +84,7 @@ class Pipeline:
         self.encode = choice.choose(config.encode.backend)
         self.plan = WindowPlan(config.reader.window, min(config.reader.overlap, config.reader.window // 2))
         self.observer = Observer()
-        self._rows = [_encode_rows(p) for p in self.pack.hook_points]
+        self.rows = [_encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
 
     def tokenize(self, given: CheckInput) -> TokenSequence:
@@ -121,7 +121,7 @@ class Pipeline:
         for unit, seen in zip(units, read, strict=True):
             unit.encoded = tuple(
                 self.encode(seen[p.name][unit.skip :], rows)
-                for p, rows in zip(self.pack.hook_points, self._rows, strict=True)
+                for p, rows in zip(self.pack.hook_points, self.rows, strict=True)
             )
         seconds = {"read": encoding - started, "encode": time.perf_counter() - encoding}
         for unit in units:

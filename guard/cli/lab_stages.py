@@ -75,13 +75,13 @@ def fit(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the fit goes.")],
     latents_per_head: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by its labelled texts.")
-    ] = 192,
+    ] = 256,
     latents_by_contrast: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a domain by its contrast pairs.")
-    ] = 48,
+    ] = 64,
     latent_c: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="How freely latents are weighted; less holds back more.")
-    ] = 0.02,
+    ] = 2e-4,
     dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,
     pooling: Annotated[
         Literal["clip", "fire"], typer.Option(help="A token counts by its activation, clipped at 1, or as a 1.")
@@ -89,7 +89,11 @@ def fit(
     exponent: Annotated[
         float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sums are divided by tokens to this power.")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn by chance.")] = 0,
+    power: Annotated[
+        float,
+        typer.Option(metavar="X", min=0.01, max=1.0, help="Then raised to it: under 1, a few firings count more."),
+    ] = 0.5,
+    iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of the solver, at most.")] = 100,
 ) -> None:
     """Choose latents and fit heads, without each group of sources in turn."""
     from guard.cli.progress import Progress
@@ -103,7 +107,8 @@ def fit(
         dense_c=dense_c,
         pooling=pooling,
         exponent=exponent,
-        seed=seed,
+        power=power,
+        iterations=iterations,
     )
     with Progress("fit", "groups of sources") as progress:
         stages.fit(saes=saes, activations=activations, texts=texts, out=out, config=config, progress=progress.update)

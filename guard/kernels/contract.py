@@ -11,8 +11,8 @@ from torch import Tensor
 class EncodeRows:
     """One hook point's rows: `pre = x @ enc_rows.T + bias`; a latent fires where `pre > threshold`.
 
-    Probe rows read the token's direction alone: `probe = (x / rms(x)) @ probe_rows.T + probe_bias`. A few tokens of most
-    models carry a norm a hundred times that of the others, and would rule any mean over tokens.
+    Probe rows read the token's direction alone: `probe = (x / rms(x)) @ probe_rows.T + probe_bias`. A few tokens of
+    most models carry a norm a hundred times that of the others, and would rule any mean over tokens.
     """
 
     enc_rows: Tensor  # [K, d_model] float32

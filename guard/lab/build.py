@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from guard.lab import shards
-from guard.lab.evaluate import OutOfFold
+from guard.lab.evaluate import OutOfFold, mixed, probe_share
 from guard.lab.features import LatentStats
-from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, contrast_scores, fit_head
+from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, contrast_scores, fit_head, mix
 from guard.lab.labelled import Pair, Row, pairs
 from guard.lab.sae import FullSae
 from guard.pack.loader import HookPointRows
@@ -91,7 +91,9 @@ def build_pack(
             d_model=harvested.d_model,
             dtype=harvested.dtype,
         ),
-        pooling=PoolingSection(activation=design.config.pooling, exponent=design.config.exponent),
+        pooling=PoolingSection(
+            activation=design.config.pooling, exponent=design.config.exponent, power=design.config.power
+        ),
         hook_points=tuple(
             HookPointSection(
                 name=point.name,
@@ -208,8 +210,10 @@ def fit_all(design: Design, kept: OutOfFold) -> tuple[dict[str, NDArray[np.int64
     chosen = choose_latents(design, usable)
     heads = []
     for head in HEADS:
-        model = fit_head(design, head, usable, chosen[head[0]], "combined")
-        logits, y = kept.logits[head, "combined"], design.targets[head]
+        share = probe_share(design, head, kept)
+        latents = fit_head(design, head, usable, chosen[head[0]], "latents")
+        model = mix(latents, fit_head(design, head, usable, chosen[head[0]], "probe"), share)
+        logits, y = mixed(kept, head, share), design.targets[head]
         seen = ~np.isnan(logits) & (y >= 0)
         weights = _source_weights(design, y, seen)
         temperature, shift = calibrate(logits[seen], y[seen], weights[seen])

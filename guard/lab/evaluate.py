@@ -18,6 +18,7 @@ from guard.lab.fit import HEADS, Bools, Design, Head, choose_latents, fit_head
 from guard.records import HeadKind
 
 COLUMNS = ("tfidf", "probe", "latents", "combined")
+SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the probe in a combined head
 _LEAST = 10  # positives and negatives that a source needs to be judged on
 _BOOTSTRAPS = 200
 
@@ -47,10 +48,10 @@ class OutOfFold:
 
 def cross_fit(
     design: Design,
-    columns: Sequence[str] = COLUMNS,
+    columns: Sequence[str],
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> OutOfFold:
-    """Fits without each group of sources in turn, and keeps the logits of what was left out."""
+    """Fits `tfidf`, `probe` or `latents` without each group of sources in turn; keeps the logits of the rest."""
     groups = [g for g in np.unique(design.group) if not g.startswith("lookalike")]
     usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
     kept = OutOfFold({(h, c): np.full(len(design.rows), np.nan) for h in HEADS for c in columns})
@@ -58,7 +59,7 @@ def cross_fit(
     for number, group in enumerate(groups):
         held_out = design.group == group
         used = usable & ~held_out
-        chosen = choose_latents(design, used)
+        chosen = choose_latents(design, used) if "latents" in columns else {}
         for head in HEADS:
             test = np.flatnonzero(held_out & (design.targets[head] >= 0))
             if not len(test):
@@ -67,55 +68,83 @@ def cross_fit(
                 if column == "tfidf":
                     logits = _tfidf_logits(design, head, used, words, test)
                 else:
-                    model = fit_head(design, head, used, chosen[head[0]], column)
-                    logits = model.logits(design, test)
+                    rows = chosen.get(head[0], np.zeros(0, dtype=np.int64))
+                    logits = fit_head(design, head, used, rows, column).logits(design, test)
                 kept.logits[head, column][test] = logits
         progress(number + 1, len(groups))
     return kept
 
 
-def figures(design: Design, kept: OutOfFold, columns: Sequence[str] = COLUMNS) -> list[Figure]:
-    return [figure for head in HEADS for figure in _figures(design, head, kept, columns)]
+def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") -> float:
+    """The share of the probe in the combined head that served best on the sources, `without` one to be judged."""
+    judged = [(s, rows) for s, rows, _ in _judged(design, head) if s != without]
+    y = design.targets[head]
+
+    def served(share: float) -> float:
+        logits = mixed(kept, head, share)
+        return float(np.mean([roc_auc_score(y[rows], logits[rows]) for _, rows in judged]))
+
+    return max(SHARES, key=served)
 
 
-def _figures(design: Design, head: Head, kept: OutOfFold, columns: Sequence[str]) -> list[Figure]:
+def mixed(kept: OutOfFold, head: Head, share: float) -> NDArray[np.float64]:
+    return kept.logits[head, "latents"] * (1 - share) + kept.logits[head, "probe"] * share
+
+
+def figures(design: Design, kept: OutOfFold) -> list[Figure]:
+    """Every head on every source that can judge it. The combined column mixes with a share chosen on the others."""
+    result = []
+    for head in HEADS:
+        y = design.targets[head]
+        for source, rows, weak_negatives in _judged(design, head):
+            combined = mixed(kept, head, probe_share(design, head, kept, without=source))
+            scored = {c: (combined if c == "combined" else kept.logits[head, c])[rows] for c in COLUMNS}
+            truth = y[rows]
+            result.append(
+                Figure(
+                    domain=head[0],
+                    head=head[1],
+                    source=source,
+                    lang="/".join(sorted({design.rows[i].lang for i in np.flatnonzero(rows)})),
+                    positives=int((truth == 1).sum()),
+                    negatives=int((truth == 0).sum()),
+                    weak_negatives=weak_negatives,
+                    auroc={c: round(float(roc_auc_score(truth, s)), 4) for c, s in scored.items()},
+                    auroc_interval={c: _interval(truth, s) for c, s in scored.items()},
+                    auprc={c: round(float(average_precision_score(truth, s)), 4) for c, s in scored.items()},
+                    tpr_at_1_fpr={c: round(_tpr_at(truth, s, 0.01), 4) for c, s in scored.items()},
+                )
+            )
+    return result
+
+
+def _judged(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
+    """The sources that can judge a head: name, rows, and whether their negatives are weak ones."""
     y = design.targets[head]
     result = []
-    langs = np.array([row.lang for row in design.rows])
     for source in np.unique(design.source):
-        judged = (design.source == source) & (y >= 0)
-        strong = judged & ~design.weak
-        weak_negatives = (strong & (y == 0)).sum() < _LEAST <= (judged & (y == 0)).sum()
-        rows = strong | (judged & (y == 0)) if weak_negatives else strong
-        positives, negatives = int((rows & (y == 1)).sum()), int((rows & (y == 0)).sum())
-        if min(positives, negatives) < _LEAST:
-            continue
-        scored = {c: kept.logits[head, c][rows] for c in columns}
-        result.append(
-            Figure(
-                domain=head[0],
-                head=head[1],
-                source=source,
-                lang="/".join(sorted(set(langs[rows]))),
-                positives=positives,
-                negatives=negatives,
-                weak_negatives=bool(weak_negatives),
-                auroc={c: round(float(roc_auc_score(y[rows], s)), 4) for c, s in scored.items()},
-                auroc_interval={c: _interval(y[rows], s) for c, s in scored.items()},
-                auprc={c: round(float(average_precision_score(y[rows], s)), 4) for c, s in scored.items()},
-                tpr_at_1_fpr={c: round(_tpr_at(y[rows], s, 0.01), 4) for c, s in scored.items()},
-            )
-        )
+        rows = (design.source == source) & (y >= 0)
+        if source == "own_pairs" and head[1] is HeadKind.HARM:
+            continue  # pairs are labelled by presence
+        strong = rows & ~design.weak
+        weak_negatives = bool((strong & (y == 0)).sum() < _LEAST <= (rows & (y == 0)).sum())
+        if weak_negatives:
+            strong |= rows & (y == 0)
+        if min((strong & (y == 1)).sum(), (strong & (y == 0)).sum()) >= _LEAST:
+            result.append((str(source), strong, weak_negatives))
     return result
 
 
 def _interval(y: NDArray[np.int8], scores: NDArray[np.float64]) -> tuple[float, float]:
     rng = np.random.default_rng(0)
+    levels, rank = np.unique(scores, return_inverse=True)
+    positive, negative = rank[y == 1], rank[y == 0]
     found = []
-    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
     for _ in range(_BOOTSTRAPS):
-        rows = np.concatenate([rng.choice(positive, len(positive)), rng.choice(negative, len(negative))])
-        found.append(roc_auc_score(y[rows], scores[rows]))
+        hits = np.bincount(rng.choice(positive, len(positive)), minlength=len(levels))
+        misses = np.bincount(rng.choice(negative, len(negative)), minlength=len(levels))
+        below = np.cumsum(misses) - misses / 2  # negatives under each level; ties count half
+        found.append(float(hits @ below) / (len(positive) * len(negative)))
     low, high = np.quantile(found, [0.025, 0.975])
     return round(float(low), 4), round(float(high), 4)
 
@@ -141,7 +170,7 @@ def _tfidf_logits(
 ) -> NDArray[np.float64]:
     y = design.targets[head]
     rows = np.flatnonzero(used & (y >= 0))
-    weights = design.weights(y, used & (y >= 0))[rows]
+    weights = design.weights(head, used)[rows]
     scaler = TfidfTransformer(sublinear_tf=True).fit(words[rows])  # type: ignore[index]
     model = LogisticRegression(C=10.0, max_iter=200, solver="liblinear")
     model.fit(scaler.transform(words[rows]), y[rows], sample_weight=weights)  # type: ignore[index]

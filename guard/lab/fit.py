@@ -5,12 +5,14 @@ model      logistic regression, L2, signed; every source counts alike, so that n
 columns    probe (dense only), latents, combined (both); the combined head is what ships
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from guard.lab.features import Floats, PooledTexts
@@ -38,15 +40,16 @@ _LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How many latents are kept and how strongly weights are held back; chosen across sources (docs/science.md)."""
+    """How many latents are kept and how strongly weights are held back; chosen across sources."""
 
-    latents_per_head: int = 192
-    latents_by_contrast: int = 48
-    latent_c: float = 0.02
-    dense_c: float = 0.001
+    latents_per_head: int = 256
+    latents_by_contrast: int = 64
+    latent_c: float = 2e-4
+    dense_c: float = 1e-3
+    iterations: int = 100
     pooling: str = "clip"
     exponent: float = 1.0
-    seed: int = 0
+    power: float = 0.5
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,7 @@ class Design:
         raw = pooled.clip if config.pooling == "clip" else pooled.fire
         length = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
         self.latents: Floats = raw.astype(np.float32)  # [N, K]
-        if config.exponent != 1.0:
-            self.latents *= length ** (1.0 - config.exponent)
+        self.latents = ((self.latents * length ** (1.0 - config.exponent)) ** config.power).astype(np.float32)
         self.dense = pooled.mean
         self.fires = pooled.fire > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
@@ -94,9 +96,15 @@ class Design:
             dtype=np.int8,
         )
 
-    def weights(self, y: NDArray[np.int8], used: Bools) -> NDArray[np.float64]:
-        """Sample weights: sources alike (by the root of their size), both classes alike in sum."""
-        weights = np.where(self.weak, WEAK_WEIGHT, 1.0) * used
+    def weights(self, head: Head, used: Bools) -> NDArray[np.float64]:
+        """Sample weights `[N]`: sources alike (by the root of their size), both classes alike in sum."""
+        y = self.targets[head]
+        used = used & (y >= 0)
+        weak = self.weak
+        if head[1] is HeadKind.HARM:
+            # What a pair says of harm is noisy: half of its texts wish or ask for it, the others speak about it.
+            weak = weak | (self.source == "own_pairs")
+        weights = np.where(weak, WEAK_WEIGHT, 1.0) * used
         for value in (0, 1):
             chosen = used & (y == value)
             for source in np.unique(self.source[chosen]):
@@ -104,7 +112,8 @@ class Design:
                 weights[part] /= np.sqrt(part.sum())
             if weights[chosen].sum():
                 weights[chosen] /= weights[chosen].sum()
-        return weights * used.sum() / 2
+        result: NDArray[np.float64] = weights * (used.sum() / 2)
+        return result
 
 
 def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
@@ -126,7 +135,7 @@ def separations(design: Design, used: Bools) -> dict[Head, Floats]:
     sides = []
     for head in HEADS:
         y = design.targets[head]
-        weights = design.weights(y, used & (y >= 0))
+        weights = design.weights(head, used)
         for value in (1, 0):
             side = np.where(y == value, weights, 0.0)
             sides.append(side / max(side.sum(), 1e-12))
@@ -153,48 +162,37 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
     return result
 
 
-def fit_linear(
-    latents: Floats | None,
-    dense: Floats | None,
-    y: NDArray[np.int8],
-    weights: NDArray[np.float64],
-    config: FitConfig,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
-    """Weights of the latents, of the dense features, and the bias, in raw units. Either part may be None."""
-    parts = []
-    # Features of unit variance times sqrt(C) with an L2 penalty of 1: each part has a strength of its own.
-    for x, c in ((latents, config.latent_c), (dense, config.dense_c)):
-        if x is not None:
-            centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-            parts.append((x, centre, np.sqrt(c) / spread))
-    z = np.concatenate([(x - centre) * scale for x, centre, scale in parts], axis=1)
-    model = LogisticRegression(C=1.0, max_iter=100, tol=1e-3)
-    model.fit(z, y, sample_weight=weights)
-    bias = float(model.intercept_[0])
-    found, column = [], 0
-    for _x, centre, scale in parts:
-        w = model.coef_[0][column : column + len(scale)] * scale
-        bias -= float(w @ centre)
-        found.append(w.astype(np.float64))
-        column += len(scale)
-    none = np.zeros(0)
-    return (found[0] if latents is not None else none), (found[-1] if dense is not None else none), bias
-
-
 def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64], column: str) -> Linear:
-    """Fits one head on the rows `used`. `column`: `probe`, `latents` or `combined`."""
+    """Fits one head on the rows `used`, over the `latents` chosen or over the dense features (`probe`).
+
+    The logits have unit spread over those rows, so that the two can be mixed; calibration gives them their scale.
+    """
     y = design.targets[head]
     rows = np.flatnonzero(used & (y >= 0))
-    weights = design.weights(y, used & (y >= 0))[rows]
-    latents = design.latents[np.ix_(rows, chosen)] if column != "probe" else None
-    dense = design.dense[rows] if column != "latents" else None
-    w_latent, w_dense, bias = fit_linear(latents, dense, y[rows], weights, design.config)
-    none = np.zeros(0, dtype=np.int64)
+    weights = design.weights(head, used)[rows]
+    config = design.config
+    latents = column == "latents"
+    x = design.latents[np.ix_(rows, chosen)] if latents else design.dense[rows]
+    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    z = (x - centre) / spread
+    model = LogisticRegression(C=config.latent_c if latents else config.dense_c, max_iter=config.iterations, tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is part of the regularisation
+        model.fit(z, y[rows], sample_weight=weights)
+    scale = max(float(np.std(model.decision_function(z))), 1e-9)
+    w = model.coef_[0].astype(np.float64) / spread / scale
+    bias = float(model.intercept_[0]) / scale - float(w @ centre)
+    none, no_dense = np.zeros(0, dtype=np.int64), np.zeros(design.dense.shape[1])
+    return Linear(chosen, w, no_dense, bias) if latents else Linear(none, np.zeros(0), w, bias)
+
+
+def mix(latents: Linear, probe: Linear, share: float) -> Linear:
+    """The combined head: `share` of the probe's logit and the rest of the latents'."""
     return Linear(
-        latents=chosen if latents is not None else none,
-        latent_weights=w_latent,
-        dense_weights=w_dense if dense is not None else np.zeros(design.dense.shape[1]),
-        bias=bias,
+        latents=latents.latents,
+        latent_weights=latents.latent_weights * (1 - share),
+        dense_weights=probe.dense_weights * share,
+        bias=latents.bias * (1 - share) + probe.bias * share,
     )
 
 

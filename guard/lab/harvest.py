@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from guard.errors import InvalidInput
 from guard.lab import shards
 from guard.lab.corpus import sample_pieces
 from guard.reader import weights
@@ -82,6 +83,8 @@ def _write(
     seed: int,
     progress: Progress,
 ) -> shards.ShardSet:
+    if not pieces:
+        raise InvalidInput("the corpus holds no text long enough to read")
     plan = _plan(pieces, shard_tokens)
     reader = TorchReader(folder, hook_points, dtype=pick_dtype(dtype))
     total = sum(len(piece) for piece in pieces)

@@ -23,6 +23,18 @@ Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_neg
 # Sources whose hard negatives answer risky questions: harmless, but perhaps about the domain all the same.
 _PRESENCE_UNKNOWN = frozenset({"beavertails_30k_test", "pyrit_scorer_evals", "own_refusal"})
 
+_HARMFUL_SUBDOMAINS = frozenset(
+    {
+        "sexual_behaviour",
+        "sexual_abuse",
+        "physical_violence",
+        "criminal_offence",
+        "terrorism",
+        "extremist_activities",
+        "weapons",
+    }
+)
+
 # Held out together: sources that share texts (translations, halves of one data set), and small or harmless ones.
 _GROUPS = {
     "catqa_zh": "catqa",
@@ -81,8 +93,9 @@ def target(row: Row, domain: str, head: HeadKind) -> bool | None:
     """What a head should say of a row; None where the row's source cannot tell."""
     labelled = domain in row.label_domains
     if head is HeadKind.HARM:
-        if labelled and row.source.startswith("own_pairs"):
-            return None  # a pair says what a text is about, not whether it does harm
+        if labelled and row.source == "own_pairs":
+            # Half of these sub-domains' pairs wish or ask for harm: a weak sign. Of the others nothing is known.
+            return True if row.id.split("/")[1] in _HARMFUL_SUBDOMAINS else None
         if labelled:
             return row.kind in ("harmful_request", "harmful_text")
         return False if domain in row.scope else None

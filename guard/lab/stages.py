@@ -147,7 +147,7 @@ def fit(
     """
     suite, rows = load_suite(saes), read_rows(texts)
     design = Design(rows, pooled_texts(suite, saes, texts, activations), config)
-    kept = cross_fit(design, ("probe", "latents", "combined"), progress)
+    kept = cross_fit(design, ("probe", "latents"), progress)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
     _save(out / "logits.npz", _flat(kept))
@@ -159,7 +159,7 @@ def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lamb
     kept = _unflat(fitted / "logits.npz")
     words = cross_fit(design, ("tfidf",), progress)
     kept.logits.update(words.logits)
-    result = figures(design, kept, ("tfidf", "probe", "latents", "combined"))
+    result = figures(design, kept)
     (fitted / "evaluation.json").write_text(json.dumps([f.model_dump(mode="json") for f in result], indent=1))
     return result
 
@@ -210,6 +210,6 @@ def _unflat(file: Path) -> OutOfFold:
     found = np.load(file)
     kept = OutOfFold()
     for head in HEADS:
-        for column in ("probe", "latents", "combined"):
+        for column in ("probe", "latents"):
             kept.logits[head, column] = found[f"{head[0]}.{head[1].value}.{column}"]
     return kept

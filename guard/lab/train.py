@@ -203,6 +203,11 @@ def train(
         _Trainee(config, p, source.d_model, scales[p], first[p].float().mean(0) * scales[p]) for p in config.hook_points
     ]
     order = list(range(source.shard_count - config.held_out_shards))
+    if not order or min(source.tokens // source.shard_count * config.shards_mixed, config.tokens) < config.batch:
+        raise InvalidInput(
+            f"{activations}: {source.shard_count} shards of {source.tokens // source.shard_count} tokens are too few for "
+            f"batches of {config.batch} with {config.held_out_shards} shards held out"
+        )
     groups = [order[i : i + config.shards_mixed] for i in range(0, len(order), config.shards_mixed)]
     steps = config.tokens // config.batch
     step, group = _restore(out, suite)

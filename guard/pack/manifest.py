@@ -57,10 +57,11 @@ class HeadSection(_Strict):
 
 
 class PoolingSection(_Strict):
-    """How a phase's hits become one number a latent: `sum over tokens of g(value / scale) / tokens ** exponent`."""
+    """How a phase's hits become one number a latent: `(sum of g(value / scale) / tokens ** exponent) ** power`."""
 
     activation: Literal["clip", "fire"]  # g: the value clipped at 1, or 1 where it fires
     exponent: float = Field(ge=0, le=1)
+    power: float = Field(1.0, gt=0, le=1)  # under 1, a few firings count for more than their share
 
 
 class SourceSection(_Strict):

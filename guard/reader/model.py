@@ -20,8 +20,7 @@ def pick_dtype(name: str) -> torch.dtype:
     """`float32`, `bfloat16`, or `auto`: bfloat16 where the processor multiplies it natively, else float32."""
     if name == "auto":
         fast = (
-            torch.cuda.is_available()
-            or torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch has no public probe
+            torch.cpu._is_amx_tile_supported()  # noqa: SLF001 - torch has no public probe
             or torch.cpu._is_avx512_bf16_supported()  # noqa: SLF001 - as above
         )
         return torch.bfloat16 if fast else torch.float32

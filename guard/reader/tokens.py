@@ -76,7 +76,7 @@ class TextTokenizer:
         return self.chat(messages, open_reply=True)
 
     def settle(self, text: str) -> tuple[Piece, int, int]:
-        """The leading tokens of `text` that stay whatever comes behind it, their characters, and how many tokens remain.
+        """The leading tokens of `text` that stay whatever comes behind, their characters, and how many tokens remain.
 
         A byte-level tokenizer merges only inside a word, so all words but the last two are settled: the last may grow,
         and the one before it may yet join it (`'` and `r` are two words, `'re` is one).

@@ -73,9 +73,10 @@ class HeadSet:
         """What each token of a run adds to each head's logit, at the phase's present length."""
         strengths = strength(hits.value, self.scale[hits.row], self._pack.manifest.pooling)
         chosen = [i for i, head in enumerate(self._heads) if head.domain in domains]
+        per_unit = state.pooled_per_unit()
         parts = np.zeros((hits.tokens, len(chosen)))
         for column, i in enumerate(chosen):
-            weighted = self._weights[i, hits.row] * strengths / state.divisor
+            weighted = self._weights[i, hits.row] * strengths * per_unit[hits.row]
             parts[:, column] = np.bincount(hits.token, weights=weighted, minlength=hits.tokens)
             parts[:, column] += hits.probe @ self._probe_weights[i] / max(state.tokens, 1)
         names = [self._heads[i].name for i in chosen]
@@ -90,9 +91,7 @@ class HeadSet:
         logit = float(self._bias[index] + latent_parts.sum() + probe_part)
         mass = float(np.abs(latent_parts).sum() + abs(probe_part))
         order = np.argsort(-np.abs(latent_parts), kind="stable")[:wanted]
-        shown = [
-            self._latent(state, index, int(row), float(latent_parts[row]), mass) for row in order if latent_parts[row]
-        ]
+        shown = [self._latent(state, int(row), float(latent_parts[row]), mass) for row in order if latent_parts[row]]
         if self._probe_weights[index].any() and wanted:
             shown.append(
                 Attribution(
@@ -118,10 +117,10 @@ class HeadSet:
             attributions=tuple(shown),
         )
 
-    def _latent(self, state: PhaseState, head: int, row: int, contribution: float, mass: float) -> Attribution:
+    def _latent(self, state: PhaseState, row: int, contribution: float, mass: float) -> Attribution:
         line = self._pack.latents[row]
         strengths, places = state.hits_of(row)
-        parts = self._weights[head, row] * strengths / state.divisor
+        parts = strengths * (contribution / state.sums[row])
         return Attribution(
             latent=LatentId(line.hook_point, line.latent),
             name=self._names[row],

@@ -1,7 +1,8 @@
 """A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
 
-`pooled_i = sum over tokens of g(value_ti / scale_i) / tokens ** exponent` is a sum over tokens, so that the logit
-splits exactly into contributions of latents and of tokens; dense probes are averaged over the tokens.
+`pooled_i = (sum over tokens of g(value_ti / scale_i) / tokens ** exponent) ** power`; dense probes are averaged over
+the tokens. A token's part of a pooled activation is its share of the sum, so that the logit splits exactly into
+contributions of latents and of tokens.
 """
 
 from dataclasses import dataclass
@@ -57,7 +58,10 @@ class PhaseState:
         self.kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
 
     def add(self, hits: Hits, where: Ints) -> None:
-        """`where [T, 3]`: start, end and message of each token of the run. A value that is not finite ends the scoring."""
+        """`where [T, 3]`: start, end and message of each token of the run.
+
+        A value that is not finite ends the scoring.
+        """
         if not (np.isfinite(hits.value).all() and np.isfinite(hits.probe).all()):  # huge activations overflow
             self.finite = False
             return
@@ -84,7 +88,13 @@ class PhaseState:
 
     def pooled(self) -> Floats:
         """`[K]`."""
-        return self.sums / self.divisor
+        result: Floats = (self.sums / self.divisor) ** self._pooling.power
+        return result
+
+    def pooled_per_unit(self) -> Floats:
+        """`[K]` pooled activation over the sum that made it: a token's part of it is its strength times this."""
+        result: Floats = np.divide(self.pooled(), self.sums, out=np.zeros_like(self.sums), where=self.sums > 0)
+        return result
 
     def pooled_probes(self) -> Floats:
         """`[P]`."""

@@ -21,7 +21,7 @@ def pack_folder(model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def loading(pack_folder):
-    """`with loading(reader={...}) as assessor`: one with settings of its own."""
+    """Opens an assessor with settings of its own, such as `reader={...}`, for a `with` block."""
 
     @contextmanager
     def load(observer=None, **sections):
@@ -64,7 +64,7 @@ class Gate:
 
 @pytest.fixture
 def hooked():
-    """`with hooked(assessor, hook)`: a torch forward hook on a layer that the reader runs (layer 5, below every hook point)."""
+    """Puts a torch forward hook on a layer below every hook point, for a `with` block: `(assessor, hook, layer=5)`."""
 
     @contextmanager
     def attach(assessor, hook, layer=5):
@@ -79,7 +79,7 @@ def hooked():
 
 @pytest.fixture
 def gated(hooked):
-    """`with gated(assessor) as gate`: batches wait in the model until `gate.open()`, or the end of the block."""
+    """In a `with` block, batches wait in the model until its `gate.open()`, or the end of the block."""
 
     @contextmanager
     def attach(assessor):

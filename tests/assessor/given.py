@@ -44,21 +44,24 @@ def phase_of(verdict, phase=Phase.PROMPT):
 
 def cut(text, sizes):
     """`text` in pieces of these sizes, again and again."""
-    pieces, begin = [], 0
-    for size in itertools.cycle(sizes):
-        if begin >= len(text):
-            return pieces
-        pieces.append(text[begin : begin + size])
-        begin += size
+    pieces, again = [], itertools.cycle(sizes)
+    while text:
+        size = next(again)
+        pieces.append(text[:size])
+        text = text[size:]
+    return pieces
 
 
 def stream(assessor, *, prompt=(), completion=(), chat=None, options=None):
-    """Feeds the chunks of each phase, without waiting, and gives every verdict."""
+    """Feeds the chunks of each phase, at most 64 ahead of their verdicts, and gives every verdict."""
     session = assessor.open_session(options)
     try:
-        waiting = [session.feed_chat(chat)] if chat else []
+        futures = [session.feed_chat(chat)] if chat else []
         for phase, chunks in ((Phase.PROMPT, prompt), (Phase.COMPLETION, completion)):
-            waiting += [session.feed(phase, c, last=i == len(chunks) - 1) for i, c in enumerate(chunks)]
-        return [future.result(120) for future in waiting]
+            for number, chunk in enumerate(chunks):
+                if len(futures) >= 64:
+                    futures[-64].result(120)
+                futures.append(session.feed(phase, chunk, last=number == len(chunks) - 1))
+        return [future.result(120) for future in futures]
     finally:
         session.close()

@@ -55,23 +55,21 @@ def test_hard_negatives_that_answer_risky_questions_say_nothing_of_presence(sour
     assert target(row("benign", source=source), "violence", PRESENCE) is False
 
 
-def test_a_pair_says_what_a_text_is_about_and_not_whether_it_does_harm():
+def test_a_pair_s_text_with_the_concept_is_a_positive_of_both_heads():
     with_ = row("topical", ("terror",), scope=("terror",), source="own_pairs")
     without = row("benign", scope=("terror",), source="own_pairs")
-    assert [target(with_, "terror", h) for h in (HARM, PRESENCE)] == [None, True]
+    assert [target(with_, "terror", h) for h in (HARM, PRESENCE)] == [True, True]
     assert [target(without, "terror", h) for h in (HARM, PRESENCE)] == [False, False]
     assert [target(without, "violence", h) for h in (HARM, PRESENCE)] == [None, None]
 
 
 def test_sources_that_share_texts_are_held_out_together():
-    groups = {s: row(source=s).group for s in ("catqa_en", "catqa_zh", "s_eval_base_en", "s_eval_base_zh", "convabuse")}
-    assert groups == {
-        "catqa_en": "catqa",
-        "catqa_zh": "catqa",
-        "s_eval_base_en": "s_eval",
-        "s_eval_base_zh": "s_eval",
-        "convabuse": "convabuse",
-    }
+    def group(source):
+        return row(source=source).group
+
+    assert group("catqa_en") == group("catqa_zh") == "catqa"
+    assert group("s_eval_base_en") == group("s_eval_base_zh") == "s_eval"
+    assert group("huffpost_2018") == "huffpost_2018"
     own = {s: row(source=s).group for s in ("own_pairs", "own_lexical", "own_refusal", "own_informative")}
     assert own == {"own_pairs": "own_pairs"} | dict.fromkeys(
         ("own_lexical", "own_refusal", "own_informative"), "own_sentences"

@@ -60,6 +60,10 @@ def test_pooled_values_worked_out_by_hand():
     by_firing = PhaseState(np.array([2.0]), 1, PoolingSection(activation="fire", exponent=0.5))
     by_firing.add(hits, np.zeros((4, 3), dtype=np.int64))
     assert by_firing.pooled().tolist() == [1.0]  # 2 tokens / sqrt(4)
+    rooted = PhaseState(np.array([2.0]), 1, PoolingSection(activation="clip", exponent=1.0, power=0.5))
+    rooted.add(hits, np.zeros((4, 3), dtype=np.int64))
+    assert rooted.pooled().tolist() == [0.375**0.5]
+    assert (rooted.pooled_per_unit() * 1.5).tolist() == pytest.approx([0.375**0.5])  # the tokens' parts add up to it
 
 
 def test_an_empty_run_changes_nothing():

@@ -1,0 +1,95 @@
+"""One 128-token prompt: where its time goes, and how far the reader is from this machine's matrix products."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from benchmarks.figures import Report, interleaved
+from benchmarks.given import assessing, furthest, text_of
+from guard.assessor import Assessor
+from guard.reader.model import TorchReader
+from guard.records import CheckInput, Verdict
+
+TOKENS = 128
+STAGES = ("tokenize", "queue", "read", "encode", "score")
+TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}  # of any score, against float32 with the reference encoder
+
+
+def run(report: Report, pack: Path, repeats: int) -> None:
+    with assessing(pack, dtype="float32") as exact, assessing(pack, dtype="bfloat16") as short:
+        given = CheckInput(text_of(exact.pipeline.tokenizer, TOKENS))
+        expected = _with_reference_encoder(exact, given)
+        assessors = {"float32": exact, "bfloat16": short}
+        stages: dict[str, list[dict[str, float]]] = {name: [] for name in assessors}
+        cases: dict[str, Callable[[], object]] = {}
+        for name, assessor in assessors.items():
+            difference = furthest(assessor.check(given), expected)
+            report.notes[f"{name}: largest difference of a score"] = difference
+            if difference > TOLERANCE[name]:
+                report.refuse(f"check, {name}", f"scores differ by {difference:.2g}, expected {TOLERANCE[name]:g}")
+                continue
+            cases[f"check, {name}"] = lambda a=assessor, s=stages[name]: s.append(a.check(given).timings)  # type: ignore[misc]
+            cases[f"products alone, {name}"] = products(assessor.pipeline.reader, TOKENS + 1)
+        seconds = interleaved(cases, repeats)
+        _figures(report, exact, seconds, {name: told[1:] for name, told in stages.items()})  # the first one warmed up
+
+
+def _figures(
+    report: Report, exact: Assessor, seconds: dict[str, list[float]], stages: dict[str, list[dict[str, float]]]
+) -> None:
+    flops = reader_flops(exact.pipeline.reader, TOKENS + 1)
+    report.notes |= {f"GFLOP of the reader's {part}": count / 1e9 for part, count in flops.items()}
+    report.notes["GFLOP of the pack's rows"] = rows_flops(exact, TOKENS) / 1e9
+    whole = ("check, float32", seconds["check, float32"])
+    for name, told in stages.items():
+        if f"check, {name}" not in seconds:
+            continue
+        report.add(f"check, {name}", seconds[f"check, {name}"], whole)
+        for stage in STAGES:
+            own = (f"check, {name}", seconds[f"check, {name}"])
+            report.add(f"  {stage}, {name}", [t[stage] for t in told], own, "share of the whole")
+        bare = seconds[f"products alone, {name}"]
+        read = [t["read"] for t in told]
+        report.add(f"  read, {name}", read, (f"products alone, {name}", bare), "distance from the limit: 1 is at it")
+        rates = [flops["matrix products"] / s / 1e9 for s in bare]
+        report.notes[f"GFLOP/s of the products alone, {name}"] = sorted(rates)[len(rates) // 2]
+        total = sum(flops.values())
+        report.notes[f"GFLOP/s of the reader, {name}"] = total / sorted(read)[len(read) // 2] / 1e9
+
+
+def products(reader: TorchReader, tokens: int) -> Callable[[], object]:
+    """The reader's own weights times inputs of its own shapes, and nothing between them."""
+    weights = [m.weight for m in reader._body.layers.modules() if isinstance(m, torch.nn.Linear)]  # noqa: SLF001 - its own shapes
+    inputs = {w.shape[1]: torch.randn(1, tokens, w.shape[1]).to(w.dtype) for w in weights}
+
+    @torch.inference_mode()
+    def multiply() -> None:
+        for weight in weights:
+            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+
+    return multiply
+
+
+def reader_flops(reader: TorchReader, tokens: int) -> dict[str, float]:
+    """Multiply-adds times two. Attention: scores and sums over the pairs that a causal model must look at."""
+    pairs = tokens * (tokens + 1) / 2
+    return {
+        "matrix products": float(reader.flops_per_token() * tokens),
+        "attention": 4 * pairs * reader.d_model * reader.depth,
+    }
+
+
+def rows_flops(assessor: Assessor, tokens: int) -> float:
+    points = assessor.pack.hook_points
+    return float(sum(2 * tokens * p.enc_rows.shape[1] * (len(p.enc_rows) + len(p.probe_rows)) for p in points))
+
+
+def _with_reference_encoder(assessor: Assessor, given: CheckInput) -> Verdict:
+    from guard.kernels.reference import ReferenceEncoder
+
+    chosen, assessor.pipeline.encode = assessor.pipeline.encode, ReferenceEncoder()
+    try:
+        return assessor.check(given)
+    finally:
+        assessor.pipeline.encode = chosen

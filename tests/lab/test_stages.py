@@ -1,0 +1,120 @@
+"""The stages as the command line runs them, on made-up activations of the project's own sentences."""
+
+import json
+
+import pytest
+import torch
+
+from guard.cli.main import main
+from guard.lab import labelled, shards
+from guard.lab.fit import HEADS
+from guard.lab.train import TrainConfig, train
+from tests.lab.given import POINTS, synthetic_shards
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Activations, SAEs trained on them, and a harvest of texts in which presence of a domain shows."""
+    folder = tmp_path_factory.mktemp("runs")
+    synthetic_shards(folder / "activations", count=4)
+    config = TrainConfig(hook_points=POINTS, width=64, k=4, tokens=3200, batch=32, shards_mixed=2, held_out_shards=1)
+    train(config, folder / "activations", folder / "saes")
+    write_texts(folder / "texts")
+    return folder
+
+
+def made_up_rows():
+    """Two sources that label harm, so that either can be judged by heads fitted on the other."""
+    return [
+        labelled.Row(
+            id=f"{source}/{domain}/{i}",
+            text=f"{source} {i} {domain if harmful else 'garden'}",
+            lang="en",
+            source=source,
+            label_domains=(domain,) if harmful else (),
+            scope=labelled.DOMAINS,
+            kind="harmful_text" if harmful else "benign",
+        )
+        for source in ("left", "right")
+        for domain in labelled.DOMAINS
+        for i in range(24)
+        for harmful in [i % 2 == 0]
+    ]
+
+
+def write_texts(out, tokens=4, d_model=16):
+    rows = [*made_up_rows(), *labelled.own_rows(), *labelled.lookalike_rows()]
+    generator = torch.Generator().manual_seed(5)
+    made = shards.ShardSet(
+        model="none",
+        fingerprint={},
+        hook_points=POINTS,
+        d_model=d_model,
+        dtype="float32",
+        context=64,
+        seed=0,
+        tokens=tokens * len(rows),
+        sources=(labelled.digest(rows),),
+        shard_count=1,
+    )
+    shards.describe(out, made)
+    (out / "rows.jsonl").write_text("".join(r.model_dump_json() + "\n" for r in rows), encoding="utf-8")
+    about = torch.tensor([[float(d in r.label_domains) for d in labelled.DOMAINS] for r in rows])
+    tensors = {"piece": torch.arange(len(rows), dtype=torch.int32).repeat_interleave(tokens)}
+    for point in POINTS:
+        signal = (4 * about @ torch.randn(len(labelled.DOMAINS), d_model, generator=generator)).repeat_interleave(
+            tokens, 0
+        )
+        tensors[point] = (signal + torch.randn(len(signal), d_model, generator=generator)).bfloat16()
+    shards.write(out, 0, tensors)
+
+
+def guard(capsys, monkeypatch, *arguments):
+    monkeypatch.setenv("COLUMNS", "140")
+    capsys.readouterr()
+    status = main([str(a) for a in arguments])
+    found = capsys.readouterr()
+    return status, found.out, found.err
+
+
+def test_from_saes_to_figures(runs, capsys, monkeypatch):
+    saes, texts, out = runs / "saes", runs / "texts", runs / "contrast.json"
+    contrast = ("lab", "contrast", "--saes", saes, "--texts", texts, "--out", out)
+    status, _, err = guard(capsys, monkeypatch, *contrast)
+    assert status == 1
+    assert err == (
+        f"guard: error: {saes}/latent_stats.npz: absent; run `guard lab contrast` or `guard lab fit` with "
+        "--activations first\n"
+    )
+    status, shown, _ = guard(capsys, monkeypatch, *contrast, "--activations", runs / "activations")
+    assert status == 0
+    found = json.loads(out.read_text())
+    assert len(found) == 2 * (1 + 17)
+    assert [c["pairs"] for c in found[:2]] == [850, 50]
+    assert f"{found[0]['i_cdf']:.5f}" in shown
+    assert shown.count("violence/insult") == 2
+    # What was computed is kept, whole: the activations are not needed again, and nothing half-written lies about.
+    assert guard(capsys, monkeypatch, *contrast)[:2] == (0, shown)
+    assert list(saes.glob(".*")) == []
+
+    fitted = runs / "heads"
+    options = ("--latents-per-head", 16, "--latents-by-contrast", 4)
+    status, _, err = guard(
+        capsys, monkeypatch, "lab", "fit", "--saes", saes, "--activations", runs / "activations", "--texts", texts,
+        "--out", fitted, *options,
+    )  # fmt: skip
+    assert status == 0, err
+    assert json.loads((fitted / "fit.json").read_text())["latents_per_head"] == 16
+
+    monkeypatch.setattr("guard.lab.evaluate._BOOTSTRAPS", 5)  # 200 take half a minute
+    status, shown, err = guard(
+        capsys, monkeypatch, "lab", "evaluate", "--saes", saes, "--texts", texts, "--fitted", fitted
+    )
+    assert status == 0, err
+    figures = json.loads((fitted / "evaluation.json").read_text())
+    assert {(f["domain"], f["head"]) for f in figures if f["source"] == "left"} == {(d, h.value) for d, h in HEADS}
+    assert min(f["auroc"]["combined"] for f in figures if f["source"] == "left") > 0.9
+    assert all(set(f["auroc"]) == {"tfidf", "probe", "latents", "combined"} for f in figures)
+    assert shown.splitlines()[1].split()[-4:] == ["tfidf", "probe", "latents", "combined"]
+    for f in figures:
+        assert f"{f['auroc']['combined']:.3f}" in shown
