@@ -16,8 +16,9 @@ from guard.pack import catalogue
 from guard.pack.loader import HookPointRows, check_model, load_pack
 from guard.policy import decide
 from guard.reader import weights
-from guard.reader.model import Activations, Stream, TorchReader, pick_dtype
+from guard.reader.model import Activations, TorchReader, pick_dtype
 from guard.reader.sequence import TokenSequence, Window, WindowPlan, window_ids
+from guard.reader.stream import Stream
 from guard.reader.tokens import Piece, TextTokenizer
 from guard.records import (
     Action,

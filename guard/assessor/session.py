@@ -11,8 +11,8 @@ from guard.assessor.limits import check_input
 from guard.assessor.pipeline import Reading, Unit
 from guard.errors import InvalidInput, SessionExpired
 from guard.reader.batching import Job
-from guard.reader.model import Stream
 from guard.reader.sequence import TokenSequence, Window
+from guard.reader.stream import Stream
 from guard.reader.tokens import Piece, check_text
 from guard.records import CheckInput, CheckOptions, Message, Phase, Verdict
 

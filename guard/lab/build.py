@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from guard.assessor import Assessor
+from guard.config import load_config
 from guard.lab import shards
 from guard.lab.evaluate import OutOfFold, mixed, probe_share
 from guard.lab.features import LatentStats
 from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, contrast_scores, fit_head, mix
 from guard.lab.labelled import Pair, Row, pairs
 from guard.lab.sae import FullSae
+from guard.pack.cases import replay
 from guard.pack.loader import HookPointRows
 from guard.pack.manifest import (
     FORMAT,
@@ -33,15 +36,19 @@ from guard.pack.manifest import (
 from guard.pack.writer import write_pack
 from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
-from guard.records import HeadKind
+from guard.records import Action, CheckInput, HeadKind
 
 _EXAMPLES = 6
 _TOP_TOKENS = 8
 
 # Flag and block where these shares of harmless rows, weighted by source, would be hit; presence alone never blocks.
-FLAG_FPR = 0.01
-BLOCK_FPR = 0.001
+FLAG_FPR = 0.02
+BLOCK_FPR = 0.002
 
+
+# A latent is tagged where it fires on this share more of the texts with a concept than of those without.
+DOMAIN_CONTRAST = 0.1
+SUBDOMAIN_CONTRAST = 0.25
 
 PACK_VERSION = "0.1.0"
 
@@ -63,7 +70,7 @@ def build_pack(
     out: Path,
 ) -> str:
     """Fits the heads that ship and writes the pack to `out`. Returns its hash."""
-    chosen, heads = fit_all(design, kept)
+    heads = fit_all(design, kept)
     rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
     tokenizer = TextTokenizer(weights.resolve(harvested.model))
@@ -113,10 +120,32 @@ def build_pack(
         sources=_sources(design, licences),
         files={},
     )
-    lines = latent_lines(suite, rows, stats, design, chosen, pairs(), texts, tokenizer)
+    lines = latent_lines(suite, rows, stats, design, heads, pairs(), texts, tokenizer)
+
+    def write(cases: Sequence[CaseLine]) -> str:
+        missed = [case.id for case in cases if case.known == "miss"]
+        evaluation["cases"] = {"cases": len(cases), "missed": missed}
+        readme = pack_readme(manifest, evaluation)
+        return write_pack(out, manifest, points, head_weights, probe_weights, lines, cases, evaluation, readme)
+
     cases = [CaseLine.model_validate_json(line) for line in _data("cases.jsonl")]
-    readme = pack_readme(manifest, evaluation)
-    return write_pack(out, manifest, points, head_weights, probe_weights, lines, cases, evaluation, readme)
+    write(cases)
+    return write(_replayed(out, cases))
+
+
+def _replayed(pack: Path, cases: Sequence[CaseLine]) -> list[CaseLine]:
+    """The cases, marked where the finished pack misses one: shipped as what it is known to get wrong."""
+    assessor = Assessor.load(load_config(overrides={"pack": str(pack)}))
+    try:
+
+        def act(text: str) -> dict[str, Action]:
+            verdict = assessor.check(CheckInput(prompt=text))
+            return {d.domain: d.action for phase in verdict.phases for d in phase.domains}
+
+        results = replay(cases, act)
+    finally:
+        assessor.close()
+    return [r.case.model_copy(update={"known": "pass" if r.passed else "miss"}) for r in results]
 
 
 def lookalike_figures(design: Design, heads: Sequence["CalibratedHead"]) -> dict[str, Any]:
@@ -162,6 +191,8 @@ def pack_readme(manifest: Manifest, evaluation: dict[str, Any]) -> str:
         "",
         f"Harmless look-alikes flagged: {evaluation['lookalikes']['flagged']} of {evaluation['lookalikes']['texts']}.",
         "",
+        f"Own cases: {evaluation['cases']['cases']}, of which {len(evaluation['cases']['missed'])} are known misses.",
+        "",
         "Made from (no text of these sources is in the pack):",
         "",
         *(f"- {s.name}: {s.licence} ({s.use})" for s in manifest.sources),
@@ -204,7 +235,7 @@ class CalibratedHead:
     model: Linear
 
 
-def fit_all(design: Design, kept: OutOfFold) -> tuple[dict[str, NDArray[np.int64]], list[CalibratedHead]]:
+def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
     """The heads that ship: fitted on all rows but the look-alikes, calibrated on rows that their folds had not seen."""
     usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
     chosen = choose_latents(design, usable)
@@ -235,7 +266,7 @@ def fit_all(design: Design, kept: OutOfFold) -> tuple[dict[str, NDArray[np.int64
                 model,
             )
         )
-    return chosen, heads
+    return heads
 
 
 def _source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -297,7 +328,7 @@ def latent_lines(
     rows: NDArray[np.int64],
     stats: LatentStats,
     design: Design,
-    chosen: dict[str, NDArray[np.int64]],
+    heads: Sequence[CalibratedHead],
     pairs: Sequence[Pair],
     texts: Path,
     tokenizer: TextTokenizer,
@@ -306,7 +337,11 @@ def latent_lines(
     usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
     by_domain = contrast_scores(design, usable)
     by_subdomain = _subdomain_scores(design, pairs)
+    favoured = _favoured_domain(rows, heads)
     examples = _examples(suite, rows, stats, design.rows, texts, tokenizer)
+    frequency = Counter(
+        _plain(row.text[start:end]) for row in design.rows if row.own for start, end in tokenizer.text(row.text).spans
+    )
     owner = np.searchsorted(np.cumsum([0, *(sae.width for sae in suite)]), rows, side="right") - 1
     starts = np.cumsum([0, *(sae.width for sae in suite)])
     lines = []
@@ -316,16 +351,33 @@ def latent_lines(
             LatentLine(
                 hook_point=suite[number].hook_point,
                 latent=int(row - starts[number]),
-                domains=tuple(d for d in chosen if row in chosen[d]),
-                subdomains=tuple(name for name, scores in by_subdomain.items() if scores[row] >= 0.15),
+                domains=_domains(int(row), by_domain, favoured),
+                subdomains=tuple(name for name, scores in by_subdomain.items() if scores[row] >= SUBDOMAIN_CONTRAST),
                 scores={f"contrast.{d}": round(float(scores[row]), 4) for d, scores in by_domain.items()},
                 firing_rate=round(float(stats.firing_rate[row]), 6),
                 quantiles={name: round(float(values[row]), 4) for name, values in stats.quantiles.items()},
-                top_tokens=_top_tokens(found),
+                top_tokens=_top_tokens(found, frequency),
                 examples=tuple(e for _, e in _spread(found)),
             )
         )
     return lines
+
+
+def _favoured_domain(rows: NDArray[np.int64], heads: Sequence[CalibratedHead]) -> dict[int, str]:
+    """By latent, the domain whose head it speaks for most strongly; absent where it only speaks against."""
+    head_weights, _ = weight_matrices(rows, heads, 1)
+    best = head_weights.argmax(axis=0)
+    return {
+        int(row): heads[head].section.domain
+        for row, head, column in zip(rows, best, head_weights.T, strict=True)
+        if column[head] > 0
+    }
+
+
+def _domains(row: int, by_domain: dict[str, NDArray[np.float32]], favoured: dict[int, str]) -> tuple[str, ...]:
+    """The domains whose concept it tells from its absence; where there is none, the one that its weight favours."""
+    told = tuple(domain for domain, scores in by_domain.items() if scores[row] >= DOMAIN_CONTRAST)
+    return told or ((favoured[row],) if row in favoured else ())
 
 
 def _subdomain_scores(design: Design, pairs: Sequence[Pair]) -> dict[str, NDArray[np.float32]]:
@@ -374,12 +426,18 @@ def _examples(
     return result
 
 
-def _top_tokens(found: Sequence[tuple[str, ExampleLine]]) -> tuple[str, ...]:
-    mass: Counter[str] = Counter()
+def _top_tokens(found: Sequence[tuple[str, ExampleLine]], frequency: Counter[str]) -> tuple[str, ...]:
+    """The tokens that hold most of the activation for how often they occur at all."""
+    mass: dict[str, float] = {}
     for token, example in found:
         if token.strip():
-            mass[token.strip().lower()] += example.activation  # type: ignore[assignment]
-    return tuple(token for token, _ in mass.most_common(_TOP_TOKENS))
+            mass[_plain(token)] = mass.get(_plain(token), 0.0) + example.activation
+    ranked = sorted(mass, key=lambda token: (-mass[token] / np.sqrt(frequency[token] + 1.0), token))
+    return tuple(ranked[:_TOP_TOKENS])
+
+
+def _plain(token: str) -> str:
+    return token.strip().lower()
 
 
 def _spread(found: Sequence[tuple[str, ExampleLine]]) -> list[tuple[str, ExampleLine]]:

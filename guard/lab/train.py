@@ -205,8 +205,8 @@ def train(
     order = list(range(source.shard_count - config.held_out_shards))
     if not order or min(source.tokens // source.shard_count * config.shards_mixed, config.tokens) < config.batch:
         raise InvalidInput(
-            f"{activations}: {source.shard_count} shards of {source.tokens // source.shard_count} tokens are too few for "
-            f"batches of {config.batch} with {config.held_out_shards} shards held out"
+            f"{activations}: {source.shard_count} shards of {source.tokens // source.shard_count} tokens are too few "
+            f"for batches of {config.batch} with {config.held_out_shards} shards held out"
         )
     groups = [order[i : i + config.shards_mixed] for i in range(0, len(order), config.shards_mixed)]
     steps = config.tokens // config.batch

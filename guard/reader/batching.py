@@ -14,6 +14,8 @@ from typing import Any
 
 from guard.errors import Exhausted
 
+_PADDING = 64  # tokens that cost about as much as the start of another batch
+
 
 @dataclass(slots=True)
 class Job:
@@ -104,35 +106,33 @@ class Batcher:
                 self._read(picked)
 
     def _pick(self) -> list[tuple[Job, Any]]:
-        """Units of one batch, taken from the jobs in turn."""
+        """Units of one batch, taken from the jobs in turn; the job that waits longest is always among them."""
         picked: list[tuple[Job, Any]] = []
+        passed: deque[Job] = deque()
         longest = 0
-        skipped = 0
-        while self._jobs and skipped < len(self._jobs):
-            job = self._jobs[0]
-            if not job.units:  # its batch failed
-                self._jobs.popleft()
+        while self._jobs:
+            job = self._jobs.popleft()
+            if not job.units or job.future.cancelled():  # no units: its batch failed
                 continue
-            if job.future.cancelled():
-                self._jobs.popleft()
+            size = job.size(job.units[0])
+            if picked and (job.alone or not self._joins(size, longest, len(picked))):
+                passed.append(job)
                 continue
             job.started_at = job.started_at or time.perf_counter()
-            size = job.size(job.units[0])
-            if picked and (job.alone or max(longest, size) * (len(picked) + 1) > self._batch_tokens):
-                if job.alone or picked[0][0].alone:
-                    break
-                self._jobs.rotate(-1)
-                skipped += 1
-                continue
-            self._jobs.popleft()
             picked.append((job, job.units.popleft()))
             longest = max(longest, size)
             if job.units:
                 self._jobs.append(job)
-            skipped = 0
             if job.alone:
                 break
+        self._jobs.extendleft(reversed(passed))
         return picked
+
+    def _joins(self, size: int, longest: int, count: int) -> bool:
+        """Whether one more unit fits, and costs less in padding than a batch of its own would."""
+        if max(longest, size) * (count + 1) > self._batch_tokens:
+            return False
+        return longest - size <= _PADDING if size <= longest else (size - longest) * count <= _PADDING
 
     def _read(self, picked: list[tuple[Job, Any]]) -> None:
         started = time.perf_counter()

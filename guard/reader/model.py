@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError, WeightsError
+from guard.reader.stream import ATTENTION, Stream
 
 Activations = dict[str, Tensor]  # hook point -> [T, d_model], in the reader's dtype
 
@@ -28,19 +29,6 @@ def pick_dtype(name: str) -> torch.dtype:
         return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
     except KeyError:
         raise ConfigError(f"reader dtype: found {name!r}, expected 'float32', 'bfloat16' or 'auto'") from None
-
-
-class Stream:
-    """One sequence that grows: the keys and values of the tokens read so far."""
-
-    def __init__(self) -> None:
-        from transformers import DynamicCache
-
-        self.cache = DynamicCache()
-
-    @property
-    def length(self) -> int:
-        return int(self.cache.get_seq_length())
 
 
 class TorchReader:
@@ -70,7 +58,11 @@ class TorchReader:
         depth = max(layers) + 1 if len(layers) == len(hook_points) else config.num_hidden_layers
         with _quiet_transformers():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                folder, num_hidden_layers=depth, dtype=dtype, output_loading_info=True
+                folder,
+                num_hidden_layers=depth,
+                dtype=dtype,
+                attn_implementation=ATTENTION,
+                output_loading_info=True,
             )
         model, loading = loaded
         if loading["missing_keys"]:
