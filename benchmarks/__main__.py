@@ -30,7 +30,7 @@ def main() -> int:
     if unknown := [name for name in given.names if name not in SUITES]:
         parser.error(f"unknown suite {unknown[0]!r}, expected one of: {', '.join(SUITES)}")
 
-    console, failed = Console(), False
+    console, failed = Console(width=None if sys.stdout.isatty() else 150), False
     info = load_pack(given.pack).info
     for name in given.names or SUITES:
         report = Report(name)

@@ -61,15 +61,16 @@ class Report:
         scale: float = 1e3,
         unit: str = "ms",
         inverse: bool = False,
+        paired: bool = True,
         at_least: float | None = None,
         below: float | None = None,
     ) -> None:
-        """One figure. Rounds are paired where both were measured as often; else the ratio is that of the medians.
+        """One figure. Its ratio is taken round by round; where not `paired`, against the median of the baseline.
 
         `inverse`: the baseline's time over this one's (a gain in speed). `scale`: from seconds to `unit`.
         """
         named, other = baseline
-        if len(other) != len(seconds):
+        if not paired:
             other = [statistics.median(other)] * len(seconds)
         ratio = spread([b / a if inverse else a / b for a, b in zip(seconds, other, strict=True)])
         bar, met = "", None

@@ -102,5 +102,5 @@ class PhaseState:
 
     def hits_of(self, row: int) -> tuple[Floats, Ints]:
         """Strength `[n]` and place `[n, 3]` of the strongest hits of one latent."""
-        chosen = self.kept_row == row
-        return self.kept_strength[chosen], self.kept_where[chosen]
+        begin, end = np.searchsorted(self.kept_row, (row, row + 1))  # kept hits stand in the order of their rows
+        return self.kept_strength[begin:end], self.kept_where[begin:end]

@@ -94,14 +94,14 @@ class GuardClient:
 
         `chunks` is read on another thread as the stream goes; what it raises is raised here.
         """
-        raised: list[BaseException] = []
+        raised: list[Exception] = []
 
         def requests() -> Iterator[pb.WatchRequest]:
             try:
                 yield _start(options or CheckOptions())
                 for chunk in chunks:
                     yield _watch_request(chunk)
-            except BaseException as error:
+            except Exception as error:  # not GeneratorExit: grpc closes this generator when the call ends first
                 raised.append(error)
                 raise
 

@@ -5,6 +5,7 @@ import math
 import pytest
 
 from guard.records import CheckInput, CheckOptions
+from guard.scoring.pooling import SPANS_KEPT
 from tests.assessor.given import CHAT, LONG, TEXTS, heads
 
 INPUTS = [*map(CheckInput, [*TEXTS, LONG]), CheckInput(CHAT, "It is on Sunday."), CheckInput(None, TEXTS[4])]
@@ -59,7 +60,7 @@ def test_tokens_add_up_to_the_logit(assessor, given):
 def test_a_latents_spans_add_up_to_its_contribution_unless_there_are_too_many_to_show(assessor, given):
     for head in heads(assessor.check(given, CheckOptions(max_attributions=100))).values():
         for shown in head.attributions:
-            if shown.latent is None or len(shown.spans) == 8:
+            if shown.latent is None or len(shown.spans) == SPANS_KEPT:
                 continue
             assert sum(span.contribution for span in shown.spans) == pytest.approx(shown.contribution, abs=1e-6)
 

@@ -5,6 +5,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 
 import pytest
 
+from guard.assessor import Observer
 from guard.errors import Exhausted, InvalidInput, SessionExpired
 from guard.records import CheckInput, CheckOptions, Phase
 from tests.assessor.given import CHAT, LONG, TEXTS, phase_of, scores, stream
@@ -38,26 +39,34 @@ def test_streams_and_checks_share_the_reader(assessor):
             assert scores(streamed.result(120)[-1]) == pytest.approx(wanted, abs=1e-3)
 
 
-def test_requests_that_wait_share_a_batch(loading, gated):
-    from guard.assessor import Observer
+class Batches(Observer):
+    """The number of sequences in each batch."""
 
-    class Batches(Observer):
-        def __init__(self):
-            self.sizes = []
+    def __init__(self):
+        self.sizes = []
 
-        def batch(self, sequences, tokens, seconds):
-            self.sizes.append(sequences)
+    def batch(self, sequences, tokens, seconds):
+        self.sizes.append(sequences)
 
+
+@pytest.mark.parametrize(
+    ("texts", "sizes"),
+    [
+        ([TEXTS[1]] * 16, [16]),
+        ([TEXTS[1], LONG, TEXTS[2], TEXTS[0]], [3, 1]),  # a short text is not padded to the length of a long one
+    ],
+)
+def test_requests_that_wait_share_a_batch(loading, gated, texts, sizes):
     seen = Batches()
     with loading(observer=seen) as assessor, gated(assessor) as gate:
         first = assessor.submit(CheckInput(TEXTS[0]))
         assert gate.arrived.wait(10)
-        others = [assessor.submit(CheckInput(TEXTS[1])) for _ in range(16)]
-        until(lambda: len(assessor.batcher._jobs) == 16)
+        others = [assessor.submit(CheckInput(text)) for text in texts]
+        until(lambda: len(assessor.batcher._jobs) == len(texts))
         gate.open()
         for future in (first, *others):
             future.result(60)
-    assert seen.sizes == [1, 16]
+    assert seen.sizes == [1, *sizes]
 
 
 def test_a_full_queue_refuses_at_once_and_says_when_to_retry(loading, gated):

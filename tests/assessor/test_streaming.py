@@ -57,6 +57,10 @@ def test_a_stream_across_many_windows(narrow, how):
     assert phase_of(verdicts[-1]).tokens_read > 5 * 64
 
 
+def test_a_long_stream_within_one_window(assessor):
+    same(stream(assessor, prompt=cut(LONG, [400, 3, 200]))[-1], assessor.check(CheckInput(LONG)))
+
+
 def test_a_chat_across_many_windows(narrow):
     same(stream(narrow, chat=CHAT, completion=pieces(LONG, "random"))[-1], narrow.check(CheckInput(CHAT, LONG)))
 

@@ -55,10 +55,14 @@ def test_hard_negatives_that_answer_risky_questions_say_nothing_of_presence(sour
     assert target(row("benign", source=source), "violence", PRESENCE) is False
 
 
-def test_a_pair_s_text_with_the_concept_is_a_positive_of_both_heads():
-    with_ = row("topical", ("terror",), scope=("terror",), source="own_pairs")
+def test_a_pair_s_text_with_the_concept_is_about_it_and_perhaps_harmful():
+    def with_(subdomain):
+        found = row("topical", ("terror",), scope=("terror",), source="own_pairs")
+        return found.model_copy(update={"id": f"terror/{subdomain}/en-01/with"})
+
     without = row("benign", scope=("terror",), source="own_pairs")
-    assert [target(with_, "terror", h) for h in (HARM, PRESENCE)] == [True, True]
+    assert [target(with_("terrorism"), "terror", h) for h in (HARM, PRESENCE)] == [True, True]
+    assert [target(with_("religious_oppression"), "terror", h) for h in (HARM, PRESENCE)] == [None, True]
     assert [target(without, "terror", h) for h in (HARM, PRESENCE)] == [False, False]
     assert [target(without, "violence", h) for h in (HARM, PRESENCE)] == [None, None]
 
