@@ -23,6 +23,7 @@ def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, repeats):
         for name in names[number % len(names) :] + names[: number % len(names)]:
+            time.sleep(0.02)  # threads of the case before spin for a while, and would take its cores
             started = time.perf_counter()
             cases[name]()
             if number >= 0:

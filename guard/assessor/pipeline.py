@@ -85,7 +85,7 @@ class Pipeline:
         self.encode = choice.choose(config.encode.backend)
         self.plan = WindowPlan(config.reader.window, min(config.reader.overlap, config.reader.window // 2))
         self.observer = Observer()
-        self.rows = [_encode_rows(p) for p in self.pack.hook_points]
+        self.rows = [encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
 
     def tokenize(self, given: CheckInput) -> TokenSequence:
@@ -228,7 +228,8 @@ def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:
     return Hits(number[hits.token[kept]], hits.row[kept], hits.value[kept], hits.probe[chosen])
 
 
-def _encode_rows(rows: HookPointRows) -> EncodeRows:
+def encode_rows(rows: HookPointRows) -> EncodeRows:
+    """A pack's rows as the encoders take them."""
     return EncodeRows(
         enc_rows=torch.from_numpy(rows.enc_rows),
         bias=torch.from_numpy(rows.bias),
