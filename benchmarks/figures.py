@@ -17,13 +17,19 @@ def spread(values: Sequence[float]) -> Spread:
     return low, middle, high
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of every case, once a round; each round starts with another case, and one round before warms up."""
+def interleaved(
+    cases: Mapping[str, Callable[[], object]], repeats: int, *, warm: bool = False
+) -> dict[str, list[float]]:
+    """Seconds of every case, once a round; each round starts with another case, and one round before warms up.
+
+    `warm`: each case runs twice in a row and the second is timed, where cases would push each other out of the caches.
+    """
     names = list(cases)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for number in range(-1, repeats):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            time.sleep(0.02)  # threads of the case before spin for a while, and would take its cores
+            if warm:
+                cases[name]()
             started = time.perf_counter()
             cases[name]()
             if number >= 0:

@@ -1,0 +1,60 @@
+"""The torch reader on the real model: what it hands out is what the whole model computes."""
+
+import pytest
+import torch
+
+from guard.errors import ConfigError
+from guard.reader.model import Stream, TorchReader, pick_dtype
+
+POINTS = ("model.layers.0", "model.layers.3.mlp", "model.layers.5")
+
+
+@pytest.fixture(scope="module")
+def reader(model_folder):
+    return TorchReader(model_folder, POINTS)
+
+
+def test_only_the_layers_up_to_the_deepest_hook_point_are_kept(reader):
+    assert reader.depth == 6
+    assert len(reader._model.model.layers) == 6
+
+
+def test_it_sees_the_hidden_states_of_the_whole_model(reader, model_folder):
+    transformers = pytest.importorskip("transformers")
+    whole = transformers.AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+    ids = [0, 504, 2016, 314, 260, 3075, 28]
+    with torch.inference_mode():
+        states = whole.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+    seen = reader.read([ids])[0]
+    torch.testing.assert_close(seen["model.layers.0"], states[1][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(seen["model.layers.5"], states[6][0], atol=1e-4, rtol=1e-4)
+
+
+def test_a_text_reads_the_same_alone_in_a_batch_and_as_a_stream(reader):
+    short, long = [0, 504, 2016], [0, *range(500, 560)]
+    alone = [reader.read([short])[0], reader.read([long])[0]]
+    together = reader.read([short, long])
+    stream = Stream()
+    steps = [reader.extend(stream, part) for part in (long[:1], long[1:30], long[30:])]
+    assert stream.length == len(long)
+    for point in POINTS:
+        torch.testing.assert_close(together[0][point], alone[0][point], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(together[1][point], alone[1][point], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(torch.cat([s[point] for s in steps]), alone[1][point], atol=1e-3, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("point", "message"),
+    [
+        ("model.layers.99", r"hook point layer 99: the model has 30 layers"),
+        ("model.layers.1.nothing", r"hook point 'model.layers.1.nothing': the model has no such module"),
+    ],
+)
+def test_a_hook_point_that_the_model_lacks_is_named(model_folder, point, message):
+    with pytest.raises(ConfigError, match=message):
+        TorchReader(model_folder, [point])
+
+
+def test_an_unknown_dtype_is_named():
+    with pytest.raises(ConfigError, match="reader dtype: found 'int4', expected 'float32', 'bfloat16' or 'auto'"):
+        pick_dtype("int4")
