@@ -5,6 +5,7 @@ from pathlib import Path
 
 from benchmarks.figures import Report, interleaved
 from benchmarks.given import assessing, furthest, text_of
+from guard.assessor import Assessor
 from guard.records import CheckInput
 
 CALLERS, TOKENS, EACH = 16, 16, 4
@@ -13,12 +14,14 @@ BAR = 2.0
 
 
 def run(report: Report, pack: Path, repeats: int) -> None:
-    for dtype in TOLERANCE:
-        _run(report, pack, repeats, dtype)
+    with assessing(pack, *TOLERANCE) as (assessor, use):
+        for dtype, choose in use.items():
+            choose()
+            _run(report, assessor, repeats, dtype)
 
 
-def _run(report: Report, pack: Path, repeats: int, dtype: str) -> None:
-    with assessing(pack, dtype=dtype) as assessor, ThreadPoolExecutor(CALLERS) as callers:
+def _run(report: Report, assessor: Assessor, repeats: int, dtype: str) -> None:
+    with ThreadPoolExecutor(CALLERS) as callers:
         tokenizer = assessor.pipeline.tokenizer
         given = [CheckInput(text_of(tokenizer, TOKENS, skip=i)) for i in range(CALLERS)] * EACH
         alone = [assessor.check(g) for g in given]

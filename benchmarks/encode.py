@@ -19,7 +19,7 @@ INNER = 4096  # tokens encoded in one measurement, so that short texts are measu
 
 
 def run(report: Report, pack: Path, repeats: int) -> None:
-    with assessing(pack, dtype="float32") as assessor:
+    with assessing(pack, "float32") as (assessor, _):
         read = _activations(assessor, max(LENGTHS))
         rows, widths = assessor.pipeline.rows, [p.sae_width for p in assessor.pack.manifest.hook_points]
     report.notes["rows"] = ", ".join(f"{len(r.enc_rows)} of {w}" for r, w in zip(rows, widths, strict=True))

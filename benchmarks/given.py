@@ -1,11 +1,17 @@
 """Texts of an exact number of tokens, assessors with settings of their own, and how answers are compared."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from guard.assessor import Assessor
+from guard.assessor import Assessor, Observer
+from guard.assessor.pipeline import Pipeline, Unit
 from guard.config import load_config
+from guard.reader.batching import Job
 from guard.reader.tokens import TextTokenizer
 from guard.records import Verdict
 
@@ -17,13 +23,44 @@ PARAGRAPH = (
 )
 
 
+class Shared(Pipeline):
+    """Pipelines that take turns on one worker thread; `now` is the one in use.
+
+    A second thread that multiplies makes every product of the process slower (by two fifths on 2 cores), since OpenMP
+    then counts more threads than cores and lets them sleep between any two products.
+    """
+
+    def __init__(self, first: Pipeline) -> None:
+        self.now = first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.now, name)
+
+    def run(self, units: Sequence[Any]) -> None:
+        if isinstance(units[0], Unit):
+            super().run(units)
+        else:
+            units[0]()
+
+
 @contextmanager
-def assessing(pack: Path, **reader: object) -> Iterator[Assessor]:
-    assessor = Assessor.load(load_config(overrides={"pack": str(pack), "reader": reader}))
+def assessing(pack: Path, *dtypes: str) -> Iterator[tuple[Assessor, dict[str, Callable[[], None]]]]:
+    """An assessor, and for each dtype what makes it read in that one (at first: in the first)."""
+    configs = {dtype: load_config(overrides={"pack": str(pack), "reader": {"dtype": dtype}}) for dtype in dtypes}
+    pipelines = {dtype: Pipeline(config, report=lambda _: None) for dtype, config in configs.items()}
+    shared = Shared(pipelines[dtypes[0]])
+    assessor = Assessor(configs[dtypes[0]], shared, Observer())
     try:
-        yield assessor
+        yield assessor, {dtype: partial(setattr, shared, "now", own) for dtype, own in pipelines.items()}
     finally:
         assessor.close()
+
+
+def on_worker(assessor: Assessor, work: Callable[[], object]) -> None:
+    """Runs `work` on the thread that owns the model."""
+    future: Future[None] = Future()
+    assessor.batcher.put(Job(deque([work]), lambda _: 1, lambda: None, future, alone=True))
+    future.result()
 
 
 def text_of(tokenizer: TextTokenizer, tokens: int, skip: int = 0) -> str:

@@ -1,12 +1,13 @@
 """One 128-token prompt: where its time goes, and how far the reader is from this machine's matrix products."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from benchmarks.figures import Report, interleaved
-from benchmarks.given import assessing, furthest, text_of
+from benchmarks.given import assessing, furthest, on_worker, text_of
 from guard.assessor import Assessor
 from guard.reader.model import TorchReader
 from guard.records import CheckInput, Verdict
@@ -17,34 +18,41 @@ TOLERANCE = {"float32": 1e-4, "bfloat16": 0.05}  # of any score, against float32
 
 
 def run(report: Report, pack: Path, repeats: int) -> None:
-    with assessing(pack, dtype="float32") as exact, assessing(pack, dtype="bfloat16") as short:
-        given = CheckInput(text_of(exact.pipeline.tokenizer, TOKENS))
-        expected = _with_reference_encoder(exact, given)
-        assessors = {"float32": exact, "bfloat16": short}
-        stages: dict[str, list[dict[str, float]]] = {name: [] for name in assessors}
+    with assessing(pack, *TOLERANCE) as (assessor, use):
+        given = CheckInput(text_of(assessor.pipeline.tokenizer, TOKENS))
+        expected = _with_reference_encoder(assessor, given)
+        stages: dict[str, list[dict[str, float]]] = {}
         cases: dict[str, Callable[[], object]] = {}
-        for name, assessor in assessors.items():
+        for dtype, choose in use.items():
+            choose()
             difference = furthest(assessor.check(given), expected)
-            report.notes[f"{name}: largest difference of a score"] = difference
-            if difference > TOLERANCE[name]:
-                report.refuse(f"check, {name}", f"scores differ by {difference:.2g}, expected {TOLERANCE[name]:g}")
+            report.notes[f"{dtype}: largest difference of a score"] = difference
+            if difference > TOLERANCE[dtype]:
+                report.refuse(f"check, {dtype}", f"scores differ by {difference:.2g}, expected {TOLERANCE[dtype]:g}")
                 continue
-            cases[f"check, {name}"] = lambda a=assessor, s=stages[name]: s.append(a.check(given).timings)  # type: ignore[misc]
-            cases[f"products alone, {name}"] = products(assessor.pipeline.reader, TOKENS + 1)
+            stages[dtype] = []
+            cases[f"check, {dtype}"] = partial(_check, assessor, choose, given, stages[dtype])
+            multiply = products(assessor.pipeline.reader, TOKENS + 1)
+            cases[f"products alone, {dtype}"] = partial(on_worker, assessor, multiply)
+        if "float32" not in stages:
+            return  # the baseline
         seconds = interleaved(cases, repeats, warm=True)
-        _figures(report, exact, seconds, {name: told[3::2] for name, told in stages.items()})  # those that were timed
+        _figures(report, assessor, seconds, {dtype: told[3::2] for dtype, told in stages.items()})  # the timed ones
+
+
+def _check(assessor: Assessor, choose: Callable[[], None], given: CheckInput, stages: list[dict[str, float]]) -> None:
+    choose()
+    stages.append(assessor.check(given).timings)
 
 
 def _figures(
-    report: Report, exact: Assessor, seconds: dict[str, list[float]], stages: dict[str, list[dict[str, float]]]
+    report: Report, assessor: Assessor, seconds: dict[str, list[float]], stages: dict[str, list[dict[str, float]]]
 ) -> None:
-    flops = reader_flops(exact.pipeline.reader, TOKENS + 1)
+    flops = reader_flops(assessor.pipeline.reader, TOKENS + 1)
     report.notes |= {f"GFLOP of the reader's {part}": count / 1e9 for part, count in flops.items()}
-    report.notes["GFLOP of the pack's rows"] = rows_flops(exact, TOKENS) / 1e9
+    report.notes["GFLOP of the pack's rows"] = rows_flops(assessor, TOKENS) / 1e9
     whole = ("check, float32", seconds["check, float32"])
     for name, told in stages.items():
-        if f"check, {name}" not in seconds:
-            continue
         report.add(f"check, {name}", seconds[f"check, {name}"], whole)
         for stage in STAGES:
             own = (f"check, {name}", seconds[f"check, {name}"])

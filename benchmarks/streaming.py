@@ -18,7 +18,7 @@ Step = tuple[int, int, float]  # tokens read so far, tokens of this chunk, secon
 
 
 def run(report: Report, pack: Path, repeats: int) -> None:
-    with assessing(pack, dtype="float32") as assessor:
+    with assessing(pack, "float32") as (assessor, _):
         text = text_of(assessor.pipeline.tokenizer, LENGTHS[-1])
         _streams(report, assessor, text, min(repeats, STREAMS))
         _whole_texts(report, assessor, repeats)

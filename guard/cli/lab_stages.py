@@ -82,6 +82,9 @@ def fit(
     latent_c: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="How freely latents are weighted; less holds back more.")
     ] = 2e-4,
+    per_domain: Annotated[
+        list[str], typer.Option(metavar="D=N,C", help="Latents a head and C for one domain. May be repeated.")
+    ] = ["terror=700,1e-3"],  # noqa: B006 - typer takes its defaults from here, and never changes them
     dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,
     pooling: Annotated[
         Literal["clip", "fire"], typer.Option(help="A token counts by its activation, clipped at 1, or as a 1.")
@@ -104,6 +107,7 @@ def fit(
         latents_per_head=latents_per_head,
         latents_by_contrast=latents_by_contrast,
         latent_c=latent_c,
+        per_domain=tuple(per_domain),
         dense_c=dense_c,
         pooling=pooling,
         exponent=exponent,

@@ -5,6 +5,7 @@ model      logistic regression, L2, signed; every source counts alike, so that n
 columns    probe (dense only), latents, combined (both); the combined head is what ships
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from scipy.optimize import minimize
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
+from guard.errors import InvalidInput
 from guard.lab.features import Floats, PooledTexts
 from guard.lab.labelled import DOMAINS, Row, target
 from guard.records import HeadKind
@@ -45,11 +47,22 @@ class FitConfig:
     latents_per_head: int = 256
     latents_by_contrast: int = 64
     latent_c: float = 2e-4
+    per_domain: tuple[str, ...] = ("terror=700,1e-3",)  # DOMAIN=LATENTS,C in place of the two, for one domain
     dense_c: float = 1e-3
     iterations: int = 100
     pooling: str = "clip"
     exponent: float = 1.0
     power: float = 0.5
+
+    def of_domain(self, domain: str) -> tuple[int, float]:
+        """Latents of each head, and C of the latents. Raises InvalidInput for an override that is none."""
+        for override in self.per_domain:
+            found = re.fullmatch(r"(\w+)=(\d+),([\d.e+-]+)", override)
+            if not found or found[1] not in DOMAINS:
+                raise InvalidInput(f"per_domain: found {override!r}, expected DOMAIN=LATENTS,C such as terror=700,1e-3")
+            if found[1] == domain:
+                return int(found[2]), float(found[3])
+        return self.latents_per_head, self.latent_c
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
         if by_contrast:
             chosen.update(np.argsort(-by_contrast[domain])[: config.latents_by_contrast].tolist())
         for head in [h for h in HEADS if h[0] == domain]:
-            chosen.update(np.argsort(-np.abs(by_label[head]))[: config.latents_per_head].tolist())
+            chosen.update(np.argsort(-np.abs(by_label[head]))[: config.of_domain(domain)[0]].tolist())
         result[domain] = np.array(sorted(chosen), dtype=np.int64)
     return result
 
@@ -175,7 +188,8 @@ def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64],
     x = design.latents[np.ix_(rows, chosen)] if latents else design.dense[rows]
     centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
     z = (x - centre) / spread
-    model = LogisticRegression(C=config.latent_c if latents else config.dense_c, max_iter=config.iterations, tol=1e-4)
+    c = config.of_domain(head[0])[1] if latents else config.dense_c
+    model = LogisticRegression(C=c, max_iter=config.iterations, tol=1e-4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is part of the regularisation
         model.fit(z, y[rows], sample_weight=weights)
