@@ -69,11 +69,13 @@ def _figures(
 def products(reader: TorchReader, tokens: int) -> Callable[[], object]:
     """The reader's own weights times inputs of its own shapes, and nothing between them."""
     weights = [m.weight for m in reader._body.layers.modules() if isinstance(m, torch.nn.Linear)]  # noqa: SLF001 - its own shapes
-    inputs = {w.shape[1]: torch.randn(1, tokens, w.shape[1]).to(w.dtype) for w in weights}
+    inputs: dict[int, torch.Tensor] = {}
 
     @torch.inference_mode()
     def multiply() -> None:
         for weight in weights:
+            if weight.shape[1] not in inputs:  # made on the thread that multiplies, see given.Shared
+                inputs[weight.shape[1]] = torch.randn(1, tokens, weight.shape[1]).to(weight.dtype)
             torch.nn.functional.linear(inputs[weight.shape[1]], weight)
 
     return multiply

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from guard.assessor.limits import check_input, chosen_domains
 from guard.assessor.observer import Observer
-from guard.assessor.pipeline import Pipeline, Reading
+from guard.assessor.pipeline import Pipeline, Reading, Unit
 from guard.assessor.session import Session
 from guard.config import GuardConfig
 from guard.errors import Exhausted
@@ -22,7 +22,6 @@ class Assessor:
 
     def __init__(self, config: GuardConfig, pipeline: Pipeline, observer: Observer) -> None:
         self.config, self.pipeline = config, pipeline
-        self.observer = observer
         self.pack, self.model, self.policy = pipeline.pack, pipeline.model, pipeline.policy
         self.encode_backend, self.reader_dtype = pipeline.encode.name, pipeline.reader_dtype
         self._sessions: set[Session] = set()
@@ -35,6 +34,8 @@ class Assessor:
             batch_tokens=config.reader.batch_tokens,
             idle=self._sweep,
         )
+        self._warm_up()
+        self.observer = observer
 
     @property
     def observer(self) -> Observer:
@@ -122,6 +123,14 @@ class Assessor:
             session = Session(self, options, domains)
             self._sessions.add(session)
         return session
+
+    def _warm_up(self) -> None:
+        # torch sets itself up on its first call: no caller waits for it. It must be the worker that calls: OpenMP keeps
+        # helpers for every thread that ever multiplied, and lets them sleep between products where they outnumber cores.
+        unit = Unit([self.pipeline.tokenizer.sink_id] * 16, skip=0)
+        done: Future[None] = Future()
+        self.batcher.put(Job(deque([unit]), lambda _: len(unit.ids), lambda: None, done))
+        done.result()
 
     @property
     def queue_depth(self) -> int:

@@ -87,9 +87,6 @@ class Pipeline:
         self.observer = Observer()
         self.rows = [encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
-        self.reader.read(
-            [[self.tokenizer.sink_id] * 16]
-        )  # torch sets itself up on its first call: no caller waits for it
 
     def tokenize(self, given: CheckInput) -> TokenSequence:
         tokens = TokenSequence()

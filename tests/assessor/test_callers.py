@@ -1,5 +1,6 @@
 """Many callers at once: the same answers, bounded queues, places that come free again."""
 
+import threading
 import time
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 
@@ -7,6 +8,7 @@ import pytest
 
 from guard.assessor import Observer
 from guard.errors import Exhausted, InvalidInput, SessionExpired
+from guard.reader.model import TorchReader
 from guard.records import CheckInput, CheckOptions, Phase
 from tests.assessor.given import CHAT, LONG, TEXTS, phase_of, scores, stream
 
@@ -155,6 +157,22 @@ def test_closing_cancels_whatever_still_waits(loading, gated):
             with pytest.raises(CancelledError):
                 future.result(10)
         assert assessor.queue_depth == 0
+
+
+def test_only_the_worker_ever_runs_the_model(loading, monkeypatch):
+    """OpenMP slows every product of a process in which two threads multiply (by two fifths on 2 cores)."""
+    threads, run = set(), TorchReader._run
+
+    def noting(self, *arguments):
+        threads.add(threading.current_thread().name)
+        return run(self, *arguments)
+
+    monkeypatch.setattr(TorchReader, "_run", noting)
+    with loading() as assessor:
+        assert threads == {"guard-reader"}  # it has warmed up before anybody asks
+        assessor.check(CheckInput(TEXTS[0]))
+        stream(assessor, prompt=[TEXTS[0]])
+    assert threads == {"guard-reader"}
 
 
 def test_an_answer_carries_the_callers_id_and_every_stage(assessor):
