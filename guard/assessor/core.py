@@ -126,7 +126,7 @@ class Assessor:
 
     def _warm_up(self) -> None:
         # torch sets itself up on its first call: no caller waits for it. It must be the worker that calls: OpenMP keeps
-        # helpers for every thread that ever multiplied, and lets them sleep between products where they outnumber cores.
+        # helpers for every thread that ever multiplied, and they sleep between products where they outnumber cores.
         unit = Unit([self.pipeline.tokenizer.sink_id] * 16, skip=0)
         done: Future[None] = Future()
         self.batcher.put(Job(deque([unit]), lambda _: len(unit.ids), lambda: None, done))
