@@ -3,7 +3,7 @@
 import gzip
 import io
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from guard.errors import InvalidInput
@@ -27,22 +27,31 @@ def sample_pieces(
     context: int,
     seed: int,
     shortest: int = 16,
+    shares: Mapping[str, float] | None = None,
 ) -> list[list[int]]:
     """About `tokens` tokens in pieces of at most `context`, an equal share from every file, shuffled by `seed`.
 
-    A file too small for its share gives all it has, and the others make up for it.
+    `shares` weighs files by name; those it does not name weigh 1. A file too small for its share gives all it has, and
+    the others make up for it. Raises InvalidInput for a name that is no file's, and for a weight that is not positive.
     """
+    weight = {file.name: 1.0 for file in files} | dict(shares or {})
+    if strangers := set(weight) - {file.name for file in files}:
+        raise InvalidInput(f"share of {', '.join(sorted(strangers))}: the corpus holds no such file")
+    if wrong := [name for name, w in weight.items() if not w > 0]:
+        raise InvalidInput(f"share of {wrong[0]}: found {weight[wrong[0]]:g}, expected a number above 0")
     rng = random.Random(seed)
     streams = {file: _pieces(file, tokenize, context, shortest, rng) for file in sorted(files)}
-    taken: dict[Path, int] = dict.fromkeys(streams, 0)
+    taken: dict[Path, float] = dict.fromkeys(streams, 0.0)
+    total = 0
     result: list[list[int]] = []
-    while streams and sum(taken.values()) < tokens:
+    while streams and total < tokens:
         poorest = min(streams, key=lambda file: taken[file])
         piece = next(streams[poorest], None)
         if piece is None:
             del streams[poorest]
             continue
-        taken[poorest] += len(piece)
+        taken[poorest] += len(piece) / weight[poorest.name]
+        total += len(piece)
         result.append(piece)
     rng.shuffle(result)
     return result

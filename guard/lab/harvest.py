@@ -4,7 +4,7 @@ Every piece of text stands behind the sink token, and the sink itself is not kep
 of an SAE, and Guard never scores it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -33,16 +33,21 @@ def harvest(
     shard_tokens: int = 1 << 15,
     dtype: str = "auto",
     seed: int = 0,
+    shares: Mapping[str, float] | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> shards.ShardSet:
     """Writes `out/shard-*.safetensors`; shards that are there already are kept, so a killed run goes on.
 
-    `context` counts the sink token. Raises InvalidInput where `out` holds shards of another harvest.
+    `context` counts the sink token; `shares` weighs the files of the corpus by name (see `sample_pieces`).
+    Raises InvalidInput where `out` holds shards of another harvest, and for a share that fits no file.
     """
     folder = weights.resolve(model)
     tokenizer = TextTokenizer(folder)
-    pieces = sample_pieces(corpus, lambda text: tokenizer.text(text).ids, tokens=tokens, context=context - 1, seed=seed)
-    sources = tuple(sorted(file.name for file in corpus))
+    pieces = sample_pieces(
+        corpus, lambda text: tokenizer.text(text).ids, tokens=tokens, context=context - 1, seed=seed, shares=shares
+    )
+    given = {file.name: 1.0 for file in corpus} | dict(shares or {})
+    sources = tuple(name if w == 1 else f"{name} x{w:g}" for name, w in sorted(given.items()))
     return _write(
         model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, seed, progress
     )
@@ -132,6 +137,7 @@ def _read_shard(
         for row, seen in zip(batch, rows, strict=True):
             kept[chosen[row]] = {point: x[1:].to(torch.bfloat16) for point, x in seen.items()}
     result = {point: torch.cat([kept[i][point] for i in chosen]) for point in reader.hook_points}
+    result["token"] = torch.cat([torch.tensor(pieces[i], dtype=torch.int32) for i in chosen])
     result["piece"] = torch.cat([torch.full((len(pieces[i]),), i, dtype=torch.int32) for i in chosen])
     return result
 

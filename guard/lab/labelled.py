@@ -35,6 +35,14 @@ _HARMFUL_SUBDOMAINS = frozenset(
     }
 )
 
+# What a text on a domain is surely not about: a threat may be terror too, an attack politics.
+_CLEAR_OF = {
+    "pornography": ("pornography", "politics", "terror"),
+    "politics": ("politics", "pornography"),
+    "violence": ("violence", "pornography"),
+    "terror": ("terror", "pornography"),
+}
+
 # Held out together: sources that share texts (translations, halves of one data set), and small or harmless ones.
 _GROUPS = {
     "catqa_zh": "catqa",
@@ -161,6 +169,26 @@ def own_rows() -> list[Row]:
                 kind="topical" if line["group"] == "informative" else "hard_negative",
             )
         )
+    return [*rows, *written_rows()]
+
+
+def written_rows() -> list[Row]:
+    """Sentences written for fitting, by domain: harmful, on the topic and harmless, or alike in words alone.
+
+    `other` holds what is harmful in other ways, and everyday requests.
+    """
+    rows = []
+    folder = resources.files("guard.lab").joinpath("data")
+    for name in sorted(file.name for file in folder.iterdir() if file.name.startswith("sentences.")):
+        domain = name.split(".")[1]
+        for line in _own(name):
+            labelled = domain in DOMAINS and line["kind"] != "hard_negative"
+            marks = {
+                "source": f"own_{domain}",
+                "label_domains": (domain,) if labelled else (),
+                "scope": _CLEAR_OF[domain] if labelled else DOMAINS,
+            }
+            rows.append(Row.model_validate(line | marks))
     return rows
 
 

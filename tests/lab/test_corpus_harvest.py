@@ -57,6 +57,26 @@ def test_others_make_up_for_a_file_that_is_too_small(tmp_path):
     assert shares(pieces) == {"a": 1400, "b": 200, "c": 1400}
 
 
+def test_a_file_that_weighs_more_gives_more(tmp_path):
+    files = write_corpus(tmp_path, {"a": 5000, "b": 2000, "c": 9000})
+    pieces = sample_pieces(files, letters, tokens=3000, context=50, seed=0, shares={"c.txt": 4})
+    assert shares(pieces) == {"a": 500, "b": 500, "c": 2000}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"z.txt": 2.0}, "share of z.txt: the corpus holds no such file"),
+        ({"a.txt": 0.0}, "share of a.txt: found 0, expected a number above 0"),
+    ],
+)
+def test_a_share_that_fits_no_file_is_refused(tmp_path, given, message):
+    files = write_corpus(tmp_path, {"a": 500})
+    with pytest.raises(InvalidInput) as caught:
+        sample_pieces(files, letters, tokens=300, context=50, seed=0, shares=given)
+    assert str(caught.value) == message
+
+
 def test_pieces_too_short_to_learn_from_are_left_out(tmp_path):
     files = write_corpus(tmp_path, {"a": 1100}, document=110)
     pieces = sample_pieces(files, letters, tokens=10_000, context=50, seed=0, shortest=16)
