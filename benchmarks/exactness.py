@@ -14,7 +14,7 @@ from guard.assessor.pipeline import encode_rows
 from guard.config import DEFAULT_PACK
 from guard.kernels import choice
 from guard.lab import shards
-from guard.lab.train import OUTLIER_NORM
+from guard.lab.suite.measure import OUTLIER_NORM
 from guard.pack.loader import load_pack
 
 

@@ -71,7 +71,7 @@ def _manifest(fingerprint, rows, heads):
             "description": "random rows, for tests",
             "calibrated": False,
             "model": {"name": "smollm2-135m-instruct", **fingerprint, "d_model": D_MODEL, "dtype": "float32"},
-            "pooling": {"activation": "clip", "exponent": 0.5},
+            "pooling": {"exponent": 0.5},
             "hook_points": [
                 {
                     "name": point.name,

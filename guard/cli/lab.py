@@ -1,11 +1,12 @@
 """`guard lab`: the stages by which a pack is made. Each reads and writes files, and can be run again alone."""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from guard.cli import lab_stages
+from guard.cli import lab_report, lab_stages
 from guard.cli.options import UsageError
 
 app = typer.Typer(help="Make packs.", no_args_is_help=True, rich_markup_mode=None)
@@ -22,10 +23,14 @@ A run that was stopped goes on where it was when it is started again with the sa
 
 _TRAIN_EPILOG = """\b
 Examples:
-  guard lab train --activations runs/activations --out runs/saes
-  guard lab train --activations runs/activations --hook-point model.layers.9 --width 8192 --k 32 --out runs/wide
+  guard lab train --config search --activations runs/activations --out runs/suite
+  guard lab train --config chosen.toml --from runs/suite --activations runs/more --out runs/chosen
+  torchrun --nproc-per-node 4 --no-python \\
+      guard lab train --config search --activations runs/activations --out runs/suite
 
-A run that was stopped goes on from its last checkpoint."""
+Shipped suites: search (34 SAEs, to choose among), residual (SAEs of the residual stream) and residual-zh (trains them
+on to more Chinese, with --from: the SAEs of the shipped pack).
+A run that was stopped goes on from its last checkpoint, also with another number of processes."""
 
 
 @app.callback()
@@ -50,6 +55,12 @@ def harvest(
         Path | None, typer.Option(metavar="DIR", help="In place of --corpus: a folder of labelled texts (*.jsonl).")
     ] = None,
     cap: Annotated[int, typer.Option(metavar="N", min=1, help="With --labelled: texts of one file, at most.")] = 3000,
+    share: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--share", metavar="FILE=WEIGHT", help="Take more, or less, of one file of --corpus. May be repeated."
+        ),
+    ] = None,
     tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read, about.")] = 5_000_000,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A model's name, or a Hugging Face folder.")
@@ -61,6 +72,7 @@ def harvest(
 ) -> None:
     """Write the activations of a corpus, or of labelled texts, to disk, reading them once."""
     one_source(given, corpus, labelled)
+    weights = shares(share or [])
     files = corpus_files(corpus or [])
     from guard.cli.progress import Progress
 
@@ -91,6 +103,7 @@ def harvest(
                 shard_tokens=shard_tokens,
                 dtype=dtype,
                 seed=seed,
+                shares=weights,
                 progress=progress.update,
             )
     typer.echo(f"{out}: {made.tokens:,} tokens in {made.shard_count} shards, d_model {made.d_model}, {made.dtype}")
@@ -98,53 +111,60 @@ def harvest(
 
 @app.command(epilog=_TRAIN_EPILOG)
 def train(
+    config: Annotated[str, typer.Option(metavar="FILE", help="The suite's TOML file, or the name of a shipped suite.")],
     activations: Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest` wrote.")],
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the SAEs go, a folder for each hook point.")],
-    hook_point: Annotated[
-        list[str] | None,
-        typer.Option("--hook-point", metavar="H", help="May be repeated. Default: all that were harvested."),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the SAEs go, a folder for each.")],
+    start_from: Annotated[
+        str, typer.Option("--from", metavar="FOLDER", help="A finished suite: train its SAEs of these names on.")
+    ] = "",
+    tokens: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Tokens to train on, in place of the file's.")
     ] = None,
-    width: Annotated[int, typer.Option(metavar="N", min=1, help="Latents of each SAE.")] = 4608,
-    k: Annotated[int, typer.Option(metavar="N", min=1, help="Latents that fire on a token, on average.")] = 40,
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to train on.")] = 5_000_000,
-    batch: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of one step.")] = 2048,
-    learning_rate: Annotated[float, typer.Option(metavar="X", min=0.0, help="At its highest.")] = 1e-3,
-    held_out_shards: Annotated[int, typer.Option(metavar="N", min=1, help="Last shards, kept to measure on.")] = 2,
-    seed: Annotated[int, typer.Option(metavar="N", help="Of the weights and the order.")] = 0,
 ) -> None:
-    """Train a BatchTopK SAE for each hook point.
-
-    All side by side, over one stream of activations.
-    """
+    """Train a suite of SAEs side by side, over one stream of activations."""
     from guard.cli.progress import Progress
-    from guard.lab import shards
-    from guard.lab.train import TrainConfig
-    from guard.lab.train import train as run
+    from guard.lab.suite.config import read_config
+    from guard.lab.suite.ranks import joined
+    from guard.lab.suite.recovered import add_recovered
+    from guard.lab.suite.train import train as run
 
-    config = TrainConfig(
-        hook_points=tuple(hook_point or shards.described(activations).hook_points),
-        width=width,
-        k=k,
-        tokens=tokens,
-        batch=batch,
-        learning_rate=learning_rate,
-        held_out_shards=held_out_shards,
-        seed=seed,
-    )
-    with Progress("train", "tokens") as progress:
+    suite = read_config(config)
+    given = {"tokens": tokens or suite.tokens, "start_from": start_from or suite.start_from}
+    suite = suite.model_copy(update=given)
+    with joined() as ranks:
+        # One process speaks for all: its own SAEs are a fair share of the suite.
+        with Progress("train", "tokens") if ranks.first else nullcontext() as progress:
 
-        def update(done: int, total: int, fvu: dict[str, float]) -> None:
-            progress.update(done, total, "FVU " + " ".join(f"{value:.3f}" for value in fvu.values()))
+            def trained(done: int, total: int, fvu: dict[str, float]) -> None:
+                if progress:
+                    progress.update(done, total, f"mean FVU {sum(fvu.values()) / max(len(fvu), 1):.4f}")
 
-        reports = run(config, activations, out, update)
-    for made in reports:
+            run(suite, activations, out, trained, ranks=ranks)
+        with Progress("cross-entropy", "SAEs") if ranks.first else nullcontext() as progress:
+
+            def judged(done: int, total: int) -> None:
+                if progress:
+                    progress.update(done, total)
+
+            add_recovered(activations, out, suite.held_out_shards, judged, ranks=ranks)
+        if ranks.first:
+            show(out)
+
+
+def show(out: Path) -> None:
+    """A line for each SAE of the suite."""
+    from guard.lab.suite.measure import read_reports
+
+    for made in read_reports(out) or []:
         typer.echo(
-            f"{out / made.hook_point}: FVU {made.fvu:.4f}, L0 {made.l0:.1f}, dead {made.dead_share:.1%}, "
-            f"width {made.width}, {made.tokens_trained:,} tokens"
+            f"{out / made.name}: FVU {made.fvu:.4f}, L0 {made.l0:.1f}, dead {made.dead_share:.1%}, "
+            + (f"CE recovered {made.ce.recovered:.1%}, " if made.ce else "")
+            + f"{made.tokens_trained:,} tokens"
         )
 
 
 lab_stages.register(app)
+lab_report.register(app)
 
 
 def one_source(given: typer.Context, corpus: list[Path] | None, labelled: Path | None) -> None:
@@ -153,7 +173,7 @@ def one_source(given: typer.Context, corpus: list[Path] | None, labelled: Path |
         raise UsageError("--corpus and --labelled exclude each other: give one")
     if not corpus and not labelled:
         raise UsageError("found nothing to harvest: give --corpus or --labelled")
-    useless = ("tokens", "context", "shard_tokens") if labelled else ("cap",)
+    useless = ("tokens", "context", "shard_tokens", "share") if labelled else ("cap",)
     for name in useless:
         source = given.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
@@ -176,3 +196,17 @@ def corpus_files(given: list[Path]) -> list[Path]:
         else:
             raise UsageError(f"--corpus {path}: found no such file or folder")
     return files
+
+
+def shares(given: list[str]) -> dict[str, float]:
+    """`FILE=WEIGHT` options as a mapping. Raises UsageError for one that does not read so."""
+    result = {}
+    for option in given:
+        name, _, weight = option.rpartition("=")
+        try:
+            result[name] = float(weight)
+        except ValueError:
+            name = ""
+        if not name:
+            raise UsageError(f"--share: found {option!r}, expected FILE=WEIGHT, such as wiki.txt.gz=2")
+    return result

@@ -1,21 +1,15 @@
-"""`guard lab contrast | fit | evaluate | build`: from trained SAEs and labelled texts to a pack."""
+"""`guard lab fit | evaluate | build`: from trained SAEs and labelled texts to a pack."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from guard.cli import lab_search
+
 if TYPE_CHECKING:
-    from guard.lab.contrast import ConceptContrast
-    from guard.lab.evaluate import Figure
-
-_CONTRAST_EPILOG = """\b
-Examples:
-  guard lab contrast --saes runs/saes --texts runs/texts --activations runs/activations --out runs/contrast.json
-  guard lab contrast --saes runs/saes --texts runs/texts --out runs/contrast.json
-
-I_CDF: mean share of pairs in which a latent fires on the text with the concept and not on the one without.
-L0>t: latents for which that share is above t."""
+    from guard.lab.heads.evaluate import Figure
+    from guard.lab.search.contrast import ConceptContrast
 
 _FIT_EPILOG = """\b
 Examples:
@@ -41,31 +35,10 @@ Fitted = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab fi
 
 
 def register(app: typer.Typer) -> None:
-    app.command(epilog=_CONTRAST_EPILOG)(contrast)
+    lab_search.register(app)
     app.command(epilog=_FIT_EPILOG)(fit)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
     app.command(epilog=_BUILD_EPILOG)(build)
-
-
-def contrast(
-    saes: Saes,
-    texts: Texts,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the figures go, as JSON.")],
-    activations: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote; needed the first time."),
-    ] = None,
-) -> None:
-    """Show which latents tell a concept from its absence, over the project's own pairs of sentences."""
-    from guard.cli import terminal
-    from guard.cli.progress import Progress
-    from guard.lab import stages
-
-    with Progress("pool", "shards") as progress:
-        found = stages.contrast(saes=saes, texts=texts, out=out, activations=activations, progress=progress.update)
-    for hook_point in dict.fromkeys(c.hook_point for c in found):
-        terminal.out().print(contrast_table(hook_point, [c for c in found if c.hook_point == hook_point]))
-    typer.echo(f"{out}: {len(found)} concepts")
 
 
 def fit(
@@ -75,20 +48,24 @@ def fit(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the fit goes.")],
     latents_per_head: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by its labelled texts.")
-    ] = 256,
+    ] = 128,
+    latents_by_weight: Annotated[
+        int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by their weight in a fit over many.")
+    ] = 0,
     latents_by_contrast: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a domain by its contrast pairs.")
-    ] = 64,
+    ] = 32,
     latent_c: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="How freely latents are weighted; less holds back more.")
     ] = 2e-4,
     per_domain: Annotated[
-        list[str], typer.Option(metavar="D=N,C", help="Latents a head and C for one domain. May be repeated.")
-    ] = ["terror=700,1e-3"],  # noqa: B006 - typer takes its defaults from here, and never changes them
+        list[str],
+        typer.Option(
+            metavar="D=N,W,C",
+            help="--latents-per-head, --latents-by-weight and --latent-c for one domain. May be repeated.",
+        ),
+    ] = ["pornography=0,300,1e-3", "politics=0,300,1e-3", "terror=300,400,1e-3"],  # noqa: B006 - typer takes its defaults from here, and never changes them
     dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,
-    pooling: Annotated[
-        Literal["clip", "fire"], typer.Option(help="A token counts by its activation, clipped at 1, or as a 1.")
-    ] = "clip",
     exponent: Annotated[
         float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sums are divided by tokens to this power.")
     ] = 1.0,
@@ -101,15 +78,15 @@ def fit(
     """Choose latents and fit heads, without each group of sources in turn."""
     from guard.cli.progress import Progress
     from guard.lab import stages
-    from guard.lab.fit import FitConfig
+    from guard.lab.heads.fit import FitConfig
 
     config = FitConfig(
         latents_per_head=latents_per_head,
+        latents_by_weight=latents_by_weight,
         latents_by_contrast=latents_by_contrast,
         latent_c=latent_c,
         per_domain=tuple(per_domain),
         dense_c=dense_c,
-        pooling=pooling,
         exponent=exponent,
         power=power,
         iterations=iterations,
@@ -124,10 +101,18 @@ def evaluate(saes: Saes, texts: Texts, fitted: Fitted) -> None:
     from guard.cli import terminal
     from guard.cli.progress import Progress
     from guard.lab import stages
+    from guard.lab.heads.evaluate import standings
 
     with Progress("evaluate", "groups of sources") as progress:
         found = stages.evaluate(saes=saes, texts=texts, fitted=fitted, progress=progress.update)
     terminal.out().print(figures_table(found))
+    for standing in standings(found):
+        behind = standing.behind_beyond_chance
+        typer.echo(
+            f"combined against {standing.baseline}: ahead or level in {standing.ahead} of {standing.judged} "
+            f"(beyond chance in {standing.ahead_beyond_chance}); behind beyond chance in {len(behind)}"
+            + (f": {', '.join(behind)}" if behind else "")
+        )
 
 
 def build(
@@ -153,7 +138,7 @@ def contrast_table(hook_point: str, contrasts: "list[ConceptContrast]") -> Any:
     for c in contrasts:
         best = zip(c.best_latents[:3], c.best_p[:3], strict=True)
         table.add_row(
-            "all" if c.subdomain == "*" else f"{c.domain}/{c.subdomain}",
+            "all" if c.domain == "*" else f"{c.domain}/{c.subdomain}".removesuffix("/*"),
             str(c.pairs),
             f"{c.i_cdf:.5f}",
             *(str(c.l0_at[t]) for t in thresholds),

@@ -1,7 +1,8 @@
 """Activations on disk: numbered safetensors shards, each written whole or not at all.
 
 A shard holds `[n_tokens, d_model]` bfloat16 for each hook point, `token [n_tokens]`, the ids that were read, and
-`piece [n_tokens]`, the text that each came from. A stage that was killed starts again at the first shard that is absent.
+`piece [n_tokens]`, the text that each came from. A stage that was killed starts again at the first shard that is
+absent.
 """
 
 import json

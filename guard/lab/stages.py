@@ -2,8 +2,9 @@
 
     harvest -> train -> contrast -> fit -> evaluate -> build
 
-A texts folder holds `rows.jsonl` beside its shards; `fit` leaves `pooled.npz`, `heads.npz` and `fit.json`; `evaluate`
-leaves `evaluation.json`; `build` writes the pack. `runs/` is not committed, the pack is.
+A texts folder holds `rows.jsonl` beside its shards; `fit` leaves `logits.npz` and `fit.json`; `evaluate`
+leaves `evaluation.json`; `build` writes the pack. `runs/` is not committed, the pack is. What searches the
+suite, contrast among it, is in guard.lab.search.stages.
 """
 
 import json
@@ -13,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.errors import InvalidInput
-from guard.lab import build as building
 from guard.lab import harvest as harvesting
 from guard.lab import labelled, shards
-from guard.lab.contrast import ConceptContrast, concept_contrasts
-from guard.lab.evaluate import Figure, OutOfFold, cross_fit, figures
-from guard.lab.features import LatentStats, PooledTexts, latent_stats, pool
-from guard.lab.fit import HEADS, Design, FitConfig
-from guard.lab.sae import FullSae, load_suite
+from guard.lab.heads import build as building
+from guard.lab.heads.evaluate import Figure, OutOfFold, cross_fit, figures
+from guard.lab.heads.features import Floats, Ints, LatentStats, PooledTexts, latent_stats, means, pool, text_count
+from guard.lab.heads.fit import HEADS, Design, FitConfig
+from guard.lab.suite.config import read_config
+from guard.lab.suite.measure import read_reports
+from guard.lab.suite.sae import FullSae, load_suite
 
 Progress = Callable[[int, int], None]
 _ROWS = "rows.jsonl"
@@ -70,66 +73,69 @@ def read_rows(texts: Path) -> list[labelled.Row]:
     return rows
 
 
-def contrast(
-    *,
-    saes: Path,
-    texts: Path,
-    out: Path,
-    activations: Path | None = None,
-    progress: Progress = lambda _done, _all: None,
-) -> list[ConceptContrast]:
-    """The pre-explanation metric of every SAE over the project's contrast pairs; writes `out` (JSON).
-
-    `activations`, a corpus's, is needed on the first run over these SAEs, for their scales.
-    """
-    suite, rows = load_suite(saes), read_rows(texts)
-    pooled = pooled_texts(suite, saes, texts, activations, progress)
-    place = {row.id: i for i, row in enumerate(rows) if row.source == "own_pairs"}
-    pairs = labelled.pairs()
-    result, column = [], 0
-    for sae in suite:
-        fires = pooled.fire[:, column : column + sae.width] > 0
-        result += concept_contrasts(
-            pairs,
-            fires[[place[f"{p.id}/with"] for p in pairs]],
-            fires[[place[f"{p.id}/without"] for p in pairs]],
-            sae.hook_point,
-        )
-        column += sae.width
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps([c.model_dump() for c in result], indent=1))
-    return result
-
-
-def statistics(suite: list[FullSae], saes: Path, activations: Path | None = None) -> LatentStats:
-    """Firing rates and scales, computed once and kept beside the SAEs."""
-    file = saes / "latent_stats.npz"
+def statistics(sae: FullSae, saes: Path, activations: Path | None = None) -> LatentStats:
+    """Firing rates and scales of one SAE, computed once and kept with it."""
+    file = saes / sae.name / "stats.npz"
     if not file.exists():
         if activations is None:
             raise InvalidInput(f"{file}: absent; run `guard lab contrast` or `guard lab fit` with --activations first")
-        stats = latent_stats(suite, activations)
+        stats = latent_stats(sae, activations)
         _save(file, {"firing_rate": stats.firing_rate, "scale": stats.scale, **stats.quantiles})
     found = np.load(file)
     quantiles = {name: found[name] for name in found.files if name not in ("firing_rate", "scale")}
     return LatentStats(found["firing_rate"], found["scale"], quantiles)
 
 
+def strengths(
+    suite: Sequence[FullSae],
+    saes: Path,
+    texts: Path,
+    activations: Path | None = None,
+    progress: Progress = lambda _done, _all: None,
+) -> list[NDArray[np.float16]]:
+    """Mean strengths `[N, d_sae]` of every SAE over the texts: computed once, kept with the SAE, mapped, not loaded."""
+    digest = shards.described(texts).sources[0][:12]
+    files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
+    absent = [sae for sae in suite if not files[sae.name].exists()]
+    if absent:
+        scales = [statistics(sae, saes, activations).scale for sae in absent]
+        count = text_count(texts)
+        scratch = {sae.name: files[sae.name].with_suffix(".tmp") for sae in absent}
+        arrays = [
+            np.lib.format.open_memmap(scratch[sae.name], mode="w+", dtype=np.float16, shape=(count, sae.width))
+            for sae in absent
+        ]
+        pool(absent, scales, texts, arrays, progress)
+        for sae, array in zip(absent, arrays, strict=True):
+            array.flush()
+            scratch[sae.name].replace(files[sae.name])
+    return [np.load(files[sae.name], mmap_mode="r") for sae in suite]
+
+
 def pooled_texts(
-    suite: list[FullSae],
+    suite: Sequence[FullSae],
     saes: Path,
     texts: Path,
     activations: Path | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> PooledTexts:
-    """The texts as heads see them, computed once and kept beside the SAEs."""
-    digest = shards.described(texts).sources[0][:12]
-    file = saes / f"pooled-{digest}.npz"
+    """The texts as heads over these SAEs see them."""
+    tokens, mean = text_means(texts, list(dict.fromkeys(sae.hook_point for sae in suite)))
+    return PooledTexts(
+        tokens,
+        np.concatenate(list(mean.values()), axis=1),
+        np.concatenate(strengths(suite, saes, texts, activations, progress), axis=1),
+    )
+
+
+def text_means(texts: Path, hook_points: Sequence[str]) -> tuple[Ints, dict[str, Floats]]:
+    """Tokens `[N]` and mean activations `[N, d_model]` of the texts, computed once and kept beside them."""
+    file = texts / "means.npz"
     if not file.exists():
-        stats = statistics(suite, saes, activations)
-        pooled = pool(suite, texts, stats.scale, progress)
-        _save(file, asdict(pooled))
+        tokens, mean = means(texts, shards.described(texts).hook_points)
+        _save(file, {"tokens": tokens, **mean})
     found = np.load(file)
-    return PooledTexts(**{name: found[name] for name in found.files})
+    return found["tokens"], {point: found[point] for point in hook_points}
 
 
 def fit(
@@ -170,9 +176,9 @@ def build(*, saes: Path, texts: Path, fitted: Path, manifests: Path | None, out:
     design = _design(saes, texts, fitted)
     return building.build_pack(
         suite=suite,
-        reports=json.loads((saes / "report.json").read_text()),
-        training=json.loads((saes / "train.json").read_text()) if (saes / "train.json").exists() else {},
-        stats=statistics(suite, saes),
+        reports=read_reports(saes) or [],
+        training=read_config(str(saes / "suite.toml")),
+        stats=LatentStats.joined([statistics(sae, saes) for sae in suite]),
         design=design,
         kept=_unflat(fitted / "logits.npz"),
         figures=json.loads((fitted / "evaluation.json").read_text()),

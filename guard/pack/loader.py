@@ -47,7 +47,7 @@ class HookPointRows:
     enc_rows: Float32s  # [K, d_model]
     bias: Float32s  # [K]
     threshold: Float32s  # [K]
-    scale: Float32s  # [K], above 0: activations are divided by it so that latents compare
+    scale: Float32s  # [K], above the threshold: what counts as a strong activation of this latent
     probe_rows: Float32s  # [P, d_model]
     probe_bias: Float32s  # [P]
 
@@ -104,8 +104,8 @@ def load_pack(folder: Path) -> Pack:
         cases=_read_lines(CaseLine, files[CASES], folder / CASES),
         evaluation=_read_json(_text(files[EVALUATION], folder / EVALUATION), folder / EVALUATION),
     )
-    _check_rows(pack, manifest, folder / ROWS)
     _check_finite(pack, folder / ROWS)
+    _check_rows(pack, manifest, folder / ROWS)
     _check_latents(pack, folder / LATENTS)
     _check_cases(pack, folder / CASES)
     return pack
@@ -279,9 +279,9 @@ def _check_rows(pack: Pack, manifest: Manifest, file: Path) -> None:
             if latent in seen:
                 raise PackError.at(file, f"{rows.name}.latents", f"{latent} again in row {row}", "each latent once")
             seen.add(latent)
-        for row in np.flatnonzero(rows.scale <= 0)[:1]:
+        for row in np.flatnonzero(rows.scale <= np.maximum(rows.threshold, 0))[:1]:
             found = f"{rows.scale[row]} in row {row} (latent {rows.latents[row]})"
-            raise PackError.at(file, f"{rows.name}.scale", found, "a number above 0")
+            raise PackError.at(file, f"{rows.name}.scale", found, f"a number above its threshold {rows.threshold[row]}")
 
 
 def _check_finite(pack: Pack, file: Path) -> None:

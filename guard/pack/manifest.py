@@ -36,7 +36,9 @@ class HookPointSection(_Strict):
     sae_architecture: str
     sae_k: float
     sae_tokens: int
-    fvu: float = Field(description="on held-out tokens, those of outsized norm left out (guard.lab.train.SaeReport)")
+    fvu: float = Field(
+        description="on held-out tokens, those of outsized norm left out (guard.lab.suite.train.SaeReport)"
+    )
     l0: float
     dead_share: float
 
@@ -57,9 +59,11 @@ class HeadSection(_Strict):
 
 
 class PoolingSection(_Strict):
-    """How a phase's hits become one number a latent: `(sum of g(value / scale) / tokens ** exponent) ** power`."""
+    """How a phase's hits become one number a latent: `(sum of g(value) / tokens ** exponent) ** power`.
 
-    activation: Literal["clip", "fire"]  # g: the value clipped at 1, or 1 where it fires
+    g rises from 0 at the latent's threshold to 1 at its scale, so that it has no jump.
+    """
+
     exponent: float = Field(ge=0, le=1)
     power: float = Field(1.0, gt=0, le=1)  # under 1, a few firings count for more than their share
 

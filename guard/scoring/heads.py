@@ -20,7 +20,7 @@ from guard.records import (
     SpanContribution,
     TokenDetail,
 )
-from guard.scoring.pooling import Floats, Hits, Ints, PhaseState, strength
+from guard.scoring.pooling import Floats, Gate, Hits, Ints, PhaseState
 
 Thresholds = tuple[float | None, float | None]  # flag at, block at
 
@@ -45,14 +45,17 @@ class HeadSet:
         self._decide = decide
         self._names = names
         self._named = np.array([bool(name) for name in names], dtype=bool)  # [K]
-        self.scale: Floats = np.concatenate([p.scale for p in pack.hook_points]).astype(np.float64)  # [K]
+        self._gate = Gate(
+            np.concatenate([p.threshold for p in pack.hook_points]).astype(np.float64),
+            np.concatenate([p.scale for p in pack.hook_points]).astype(np.float64),
+        )
         temperature = np.array([head.temperature for head in self._heads])[:, None]
         self._weights: Floats = pack.head_weights.astype(np.float64) / temperature  # [H, K]
         self._probe_weights: Floats = pack.probe_weights.astype(np.float64) / temperature  # [H, P]
         self._bias: Floats = np.array([head.bias for head in self._heads]) / temperature[:, 0]  # [H]
 
     def new_state(self) -> PhaseState:
-        return PhaseState(self.scale, self._probe_weights.shape[1], self._pack.manifest.pooling)
+        return PhaseState(self._gate, self._probe_weights.shape[1], self._pack.manifest.pooling)
 
     def verdicts(self, state: PhaseState, domains: Sequence[str], attributions: int) -> tuple[DomainVerdict, ...]:
         """One verdict a domain, in the order given; nothing is scored before the first token."""
@@ -71,7 +74,7 @@ class HeadSet:
 
     def token_details(self, state: PhaseState, hits: Hits, where: Ints, domains: Sequence[str]) -> list[TokenDetail]:
         """What each token of a run adds to each head's logit, at the phase's present length."""
-        strengths = strength(hits.value, self.scale[hits.row], self._pack.manifest.pooling)
+        strengths = self._gate(hits.row, hits.value)
         chosen = [i for i, head in enumerate(self._heads) if head.domain in domains]
         per_unit = state.pooled_per_unit()
         parts = np.zeros((hits.tokens, len(chosen)))

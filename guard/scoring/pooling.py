@@ -1,8 +1,8 @@
 """A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
 
-`pooled_i = (sum over tokens of g(value_ti / scale_i) / tokens ** exponent) ** power`; dense probes are averaged over
-the tokens. A token's part of a pooled activation is its share of the sum, so that the logit splits exactly into
-contributions of latents and of tokens.
+`pooled_i = (sum over tokens of g_i(value_ti) / tokens ** exponent) ** power`; dense probes are averaged over tokens.
+A token's part of a pooled activation is its share of the sum, so that the logit splits exactly into contributions of
+latents and of tokens.
 """
 
 from dataclasses import dataclass
@@ -32,25 +32,35 @@ class Hits:
         return len(self.probe)
 
 
-def strength(value: Floats, scale: Floats, pooling: PoolingSection) -> Floats:
-    """g of a hit's value: its share of the latent's scale, cut at 1, or simply 1 where only firing counts."""
-    if pooling.activation == "fire":
-        return np.ones_like(value)
-    result: Floats = np.clip(value / scale, 0.0, 1.0)
-    return result
+class Gate:
+    """g, a hit's strength: 0 at its latent's threshold, 1 from its scale on, straight between.
+
+    A gate that jumped at the threshold would let the last bit of an activation decide; the same text read in other
+    chunks would then score differently.
+    """
+
+    def __init__(self, threshold: Floats, scale: Floats) -> None:
+        self.scale = scale  # [K]
+        self._threshold = threshold  # [K]
+        self._rise: Floats = scale - threshold  # [K]
+
+    def __call__(self, row: Ints, value: Floats) -> Floats:
+        """`[N]` rows and values of hits -> strengths `[N]`."""
+        result: Floats = np.clip((value - self._threshold[row]) / self._rise[row], 0.0, 1.0)
+        return result
 
 
 class PhaseState:
     """Sums over the tokens of one phase, and the strongest hits of each latent."""
 
-    def __init__(self, scale: Floats, probes: int, pooling: PoolingSection) -> None:
-        self._scale = scale
+    def __init__(self, gate: Gate, probes: int, pooling: PoolingSection) -> None:
+        self._gate = gate
         self._pooling = pooling
         self.tokens = 0
         self.finite = True
-        self.sums = np.zeros(len(scale))  # [K]
-        self.counts = np.zeros(len(scale), dtype=np.int64)  # [K] tokens on which each latent fired
-        self.peak = np.zeros(len(scale))  # [K] in units of scale
+        self.sums = np.zeros(len(gate.scale))  # [K]
+        self.counts = np.zeros(len(gate.scale), dtype=np.int64)  # [K] tokens on which each latent fired
+        self.peak = np.zeros(len(gate.scale))  # [K] in units of scale
         self.probe_sums = np.zeros(probes)  # [P]
         # the strongest hits: row, strength, and where the token stands
         self.kept_row: Ints = np.zeros(0, dtype=np.int64)
@@ -69,11 +79,10 @@ class PhaseState:
         self.probe_sums += hits.probe.sum(axis=0)
         if not len(hits.row):
             return
-        scale = self._scale[hits.row]
-        strengths = strength(hits.value, scale, self._pooling)
+        strengths = self._gate(hits.row, hits.value)
         self.sums += np.bincount(hits.row, weights=strengths, minlength=len(self.sums))
         self.counts += np.bincount(hits.row, minlength=len(self.sums))
-        np.maximum.at(self.peak, hits.row, hits.value / scale)
+        np.maximum.at(self.peak, hits.row, hits.value / self._gate.scale[hits.row])
         row = np.concatenate([self.kept_row, hits.row])
         strengths = np.concatenate([self.kept_strength, strengths])
         places = np.concatenate([self.kept_where, where[hits.token]])

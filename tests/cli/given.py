@@ -86,7 +86,7 @@ def make_pack(folder, *, weights="a" * 64, tokenizer="b" * 64, width=8, explanat
         "description": "for the tests of the command line",
         "calibrated": True,
         "model": {"name": "toy", "weights": weights, "tokenizer": tokenizer, "d_model": width, "dtype": "float32"},
-        "pooling": {"activation": "clip", "exponent": 0.5},
+        "pooling": {"exponent": 0.5},
         "hook_points": [
             {
                 "name": POINT,

@@ -130,11 +130,15 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
             ["lab", "harvest", "--corpus", "c", "--cap", "9", "--hook-point", "h", "--out", "o"],
             "--cap has no effect with --corpus",
         ),
-        (["lab", "train", "--out", "o"], "Missing option '--activations'"),
+        (
+            ["lab", "harvest", "--corpus", "c", "--share", "wiki", "--hook-point", "h", "--out", "o"],
+            "--share: found 'wiki', expected FILE=WEIGHT, such as wiki.txt.gz=2",
+        ),
+        (["lab", "train", "--out", "o"], "Missing option '--config'"),
         (["lab", "contrast", "--saes", "s", "--texts", "t"], "Missing option '--out'"),
         (
-            ["lab", "fit", "--saes", "s", "--activations", "a", "--texts", "t", "--out", "o", "--pooling", "max"],
-            "Invalid value for '--pooling': Value error, 'max' is not one of 'clip', 'fire'.",
+            ["lab", "fit", "--saes", "s", "--activations", "a", "--texts", "t", "--out", "o", "--power", "2"],
+            "Invalid value for '--power': Input should be less than or equal to 1",
         ),
     ],
 )
@@ -158,7 +162,8 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["pack", "show", "absent"], "absent/manifest.toml: found no such file, expected a pack's manifest.toml"),
         (["weights", "fetch", "absent"], "model 'absent': found no such folder, expected 'smollm2-135m-instruct' or a Hugging Face folder"),
         (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
-        (["lab", "train", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
+        (["lab", "train", "--config", "search", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
+        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: residual, residual-zh, search"),
         (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
         (["lab", "evaluate", "--saes", "s", "--texts", "t", "--fitted", "absent"], "absent/fit.json: No such file or directory"),
         (["lab", "build", "--saes", "absent", "--texts", "t", "--fitted", "f", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),

@@ -6,8 +6,9 @@ import torch
 from guard.kernels import choice
 from guard.kernels.contract import EncodeRows
 from guard.lab import shards
-from guard.lab.sae import FullSae, load_suite
-from guard.lab.train import TrainConfig, train
+from guard.lab.suite.config import Grid, SuiteConfig
+from guard.lab.suite.sae import FullSae, load_suite
+from guard.lab.suite.train import train
 from tests.lab.given import synthetic_shards
 
 
@@ -33,7 +34,7 @@ def random_sae(width: int, d_model: int) -> FullSae:
     rows = torch.nn.functional.normalize(torch.randn(width, d_model, generator=generator), dim=1)
     bias = torch.randn(width, generator=generator)
     threshold = 1.5 + torch.rand(width, generator=generator)
-    return FullSae("h", rows, bias, threshold, rows)
+    return FullSae("h", "h", rows, bias, threshold, rows)
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
@@ -52,7 +53,8 @@ def test_picked_rows_fire_as_they_do_in_the_whole_sae(backend, width, d_model, k
 
 def test_the_same_for_a_trained_sae_and_its_own_activations(tmp_path):
     activations = synthetic_shards(tmp_path / "activations", hook_points=("h",), count=3)
-    config = TrainConfig(hook_points=("h",), width=64, k=4, tokens=1600, batch=32, shards_mixed=2, held_out_shards=1)
+    grid = Grid(hook_points=("h",), widths=(64,), l0=(4,))
+    config = SuiteConfig(grid=(grid,), tokens=1600, batch=32, shards_mixed=2, held_out_shards=1)
     train(config, activations, tmp_path / "saes")
     (sae,) = load_suite(tmp_path / "saes")
     x = shards.load(activations, 2)["h"]

@@ -7,8 +7,9 @@ import torch
 
 from guard.cli.main import main
 from guard.lab import labelled, shards
-from guard.lab.fit import HEADS
-from guard.lab.train import TrainConfig, train
+from guard.lab.heads.fit import HEADS
+from guard.lab.suite.config import Grid, SuiteConfig
+from guard.lab.suite.train import train
 from tests.lab.given import POINTS, synthetic_shards
 
 
@@ -17,7 +18,8 @@ def runs(tmp_path_factory):
     """Activations, SAEs trained on them, and a harvest of texts in which presence of a domain shows."""
     folder = tmp_path_factory.mktemp("runs")
     synthetic_shards(folder / "activations", count=4)
-    config = TrainConfig(hook_points=POINTS, width=64, k=4, tokens=3200, batch=32, shards_mixed=2, held_out_shards=1)
+    grid = Grid(hook_points=POINTS, widths=(64,), l0=(4,))
+    config = SuiteConfig(grid=(grid,), tokens=3200, batch=32, shards_mixed=2, held_out_shards=1)
     train(config, folder / "activations", folder / "saes")
     write_texts(folder / "texts")
     return folder
@@ -78,19 +80,19 @@ def guard(capsys, monkeypatch, *arguments):
 
 
 def test_from_saes_to_figures(runs, capsys, monkeypatch):
-    saes, texts, out = runs / "saes", runs / "texts", runs / "contrast.json"
+    saes, texts, out = runs / "saes", runs / "texts", runs / "contrast"
     contrast = ("lab", "contrast", "--saes", saes, "--texts", texts, "--out", out)
     status, _, err = guard(capsys, monkeypatch, *contrast)
     assert status == 1
     assert err == (
-        f"guard: error: {saes}/latent_stats.npz: absent; run `guard lab contrast` or `guard lab fit` with "
+        f"guard: error: {saes}/{POINTS[0]}.batch_topk.w64.l4/stats.npz: absent; run `guard lab contrast` or `guard lab fit` with "
         "--activations first\n"
     )
     status, shown, _ = guard(capsys, monkeypatch, *contrast, "--activations", runs / "activations")
     assert status == 0
-    found = json.loads(out.read_text())
-    assert len(found) == 2 * (1 + 17)
-    assert [c["pairs"] for c in found[:2]] == [850, 50]
+    found = json.loads((out / "contrast.json").read_text())
+    assert len(found) == 2 * (1 + 4 + 17)
+    assert [c["pairs"] for c in found[:3]] == [850, 200, 50]
     assert f"{found[0]['i_cdf']:.5f}" in shown
     assert shown.count("violence/insult") == 2
     # What was computed is kept, whole: the activations are not needed again, and nothing half-written lies about.
@@ -106,7 +108,7 @@ def test_from_saes_to_figures(runs, capsys, monkeypatch):
     assert status == 0, err
     assert json.loads((fitted / "fit.json").read_text())["latents_per_head"] == 16
 
-    monkeypatch.setattr("guard.lab.evaluate._BOOTSTRAPS", 5)  # 200 take half a minute
+    monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 5)  # 200 take half a minute
     status, shown, err = guard(
         capsys, monkeypatch, "lab", "evaluate", "--saes", saes, "--texts", texts, "--fitted", fitted
     )
@@ -115,6 +117,8 @@ def test_from_saes_to_figures(runs, capsys, monkeypatch):
     assert {(f["domain"], f["head"]) for f in figures if f["source"] == "left"} == {(d, h.value) for d, h in HEADS}
     assert min(f["auroc"]["combined"] for f in figures if f["source"] == "left") > 0.9
     assert all(set(f["auroc"]) == {"tfidf", "probe", "latents", "combined"} for f in figures)
+    assert all(set(f["lead_interval"]) == {"tfidf", "probe", "latents"} for f in figures)
+    assert f"combined against tfidf: ahead or level in {len(figures)} of {len(figures)}" in shown
     assert shown.splitlines()[1].split()[-4:] == ["tfidf", "probe", "latents", "combined"]
     for f in figures:
         assert f"{f['auroc']['combined']:.3f}" in shown

@@ -1,32 +1,41 @@
 """Training: what is saved is what was trained, sae-lens reads it alike, and a killed run ends where a whole one does."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import sae_lens
 import torch
-from sae_lens import BatchTopKTrainingSAEConfig
-from sae_lens.saes.sae import TrainStepInput
 from safetensors.torch import load_file
 
+from guard.cli.main import main
 from guard.errors import InvalidInput
 from guard.lab import shards
-from guard.lab.sae import load_sae, load_suite
-from guard.lab.train import SuiteSAE, TrainConfig, train
+from guard.lab.suite.config import Grid, SaeSpec, SuiteConfig, read_config, write_config
+from guard.lab.suite.sae import load_sae, load_suite
+from guard.lab.suite.train import train
+from guard.lab.suite.trainee import Trainee
 from tests.lab.given import POINTS, synthetic_shards
 
-SMALL = TrainConfig(
-    hook_points=POINTS,
-    width=64,
-    k=4,
-    tokens=32 * 100,  # 100 steps; a group of two shards gives 16
+ALL = ("batch_topk", "jumprelu", "topk")
+SMALL = SuiteConfig(
+    tokens=32 * 100,  # 100 steps; a group of two shards gives 16, the last group 8
     batch=32,
     learning_rate=3e-3,
     warmup_steps=10,
     dead_after_tokens=500,
     shards_mixed=2,
     held_out_shards=1,
+    grid=(
+        Grid(hook_points=POINTS, widths=(64,), l0=(4,)),
+        Grid(hook_points=POINTS[:1], architectures=("jumprelu", "topk"), widths=(64,), l0=(4,)),
+        Grid(hook_points=POINTS[1:], widths=(128,), l0=(4,)),
+    ),
 )
+NAMES = [spec.name for spec in SMALL.specs]
 
 
 class Killed(BaseException):
@@ -44,27 +53,61 @@ def trained(activations, tmp_path_factory):
     return out, train(SMALL, activations, out)
 
 
-def test_an_sae_holds_most_of_what_it_has_not_seen_in_k_latents_a_token(activations, tmp_path):
-    # The threshold is a moving average over some 100 steps: fewer leave it too low, and more than k latents fire.
-    config = SMALL.model_copy(update={"hook_points": POINTS[:1], "tokens": 32 * 400})
-    (report,) = train(config, activations, tmp_path)
-    assert report.fvu < 0.3
-    assert report.l0 == pytest.approx(config.k, rel=0.3)
-    assert (report.width, report.tokens_trained) == (64, 32 * 400)
+def only(*grids, **changes):
+    return SMALL.model_copy(update={"grid": grids, **changes})
+
+
+def kill(activations, out, *, after_step, config=SMALL):
+    """Trains until a checkpoint stands and `after_step` is reached."""
+
+    def progress(done, _total, _fvu):
+        if done >= after_step * config.batch:
+            raise Killed
+
+    with pytest.raises(Killed):
+        train(config, activations, out, progress, save_seconds=0)
+
+
+def assert_same_suite(ours, theirs):
+    for name in NAMES:
+        mine, other = (load_file(folder / name / "sae_weights.safetensors") for folder in (ours, theirs))
+        assert all(torch.equal(mine[key], other[key]) for key in other), name
+    for file in ("report.json", "losses.jsonl", "suite.toml"):
+        assert (ours / file).read_text() == (theirs / file).read_text(), file
+
+
+def test_saes_hold_most_of_what_they_have_not_seen_in_as_many_latents_as_they_were_told(activations, tmp_path):
+    # Thresholds follow over some 100 steps: fewer leave them too low, and more latents fire.
+    config = only(Grid(hook_points=POINTS[:1], architectures=ALL, widths=(64,), l0=(4,)), tokens=32 * 400)
+    for report in train(config, activations, tmp_path):
+        assert report.fvu < 0.3, report
+        assert report.l0 == pytest.approx(4, rel=0.3), report
+        assert report.dead_share < 0.6, report  # 64 latents for 32 features
+        assert (report.width, report.tokens_trained) == (64, 32 * 400)
 
 
 def test_a_report_stands_beside_the_saes(trained):
     out, reports = trained
-    assert [(r.hook_point, r.tokens_trained) for r in reports] == [(p, SMALL.tokens) for p in POINTS]
+    assert [(r.name, r.tokens_trained) for r in reports] == [(name, SMALL.tokens) for name in NAMES]
     assert json.loads((out / "report.json").read_text()) == [r.model_dump() for r in reports]
+    assert read_config(str(out / "suite.toml")) == SMALL
+    assert sorted(f.name for f in out.iterdir()) == sorted([*NAMES, "losses.jsonl", "report.json", "suite.toml"])
+
+
+def test_losses_are_told_every_twenty_steps(trained):
+    lines = [json.loads(line) for line in (trained[0] / "losses.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["tokens"]) for line in lines] == [(s, 32 * s) for s in range(20, 101, 20)]
+    assert all(list(line["fvu"]) == NAMES for line in lines)
+    assert all(lines[-1]["fvu"][name] < lines[0]["fvu"][name] for name in NAMES)
 
 
 def test_sae_lens_loads_what_was_saved_and_encodes_the_same(activations, trained):
     out, reports = trained
     suite = load_suite(out)
-    assert [sae.hook_point for sae in suite] == list(POINTS)
+    assert [sae.name for sae in suite] == NAMES
+    assert [sae.subset_exact for sae in suite] == ["topk.w" not in name or "batch" in name for name in NAMES]
     for sae, report in zip(suite, reports, strict=True):
-        theirs = sae_lens.SAE.load_from_disk(out / sae.hook_point)
+        theirs = sae_lens.SAE.load_from_disk(out / sae.name)
         x = shards.load(activations, 5)[sae.hook_point].float()  # the shard that was held out
         ours = sae.encode(x)
         with torch.no_grad():
@@ -72,10 +115,20 @@ def test_sae_lens_loads_what_was_saved_and_encodes_the_same(activations, trained
             rebuilt = theirs.decode(expected)
         assert torch.equal(ours > 0, expected > 0)
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(sae.decode(ours), rebuilt, rtol=0, atol=1e-3)
+        torch.testing.assert_close(sae.dec_rows.norm(dim=1), torch.ones(sae.width))
         fvu = (rebuilt - x).square().sum() / (x - x.mean(0)).square().sum()
         assert report.fvu == pytest.approx(float(fvu), rel=1e-4)
         assert report.l0 == pytest.approx(float((expected > 0).sum(1).float().mean()))
         assert report.dead_share == pytest.approx(float((expected > 0).any(0).logical_not().float().mean()))
+
+
+def test_some_of_a_suite_may_be_loaded(trained):
+    out, _ = trained
+    assert [sae.name for sae in load_suite(out, [NAMES[3], NAMES[0]])] == [NAMES[0], NAMES[3]]
+    with pytest.raises(InvalidInput) as caught:
+        load_suite(out, [NAMES[0], "h.topk.w1.l1"])
+    assert str(caught.value) == f"{out}/report.json: holds no SAE h.topk.w1.l1"
 
 
 def test_a_latent_at_its_threshold_does_not_fire_here_nor_in_sae_lens(tmp_path):
@@ -95,41 +148,141 @@ def test_a_latent_at_its_threshold_does_not_fire_here_nor_in_sae_lens(tmp_path):
         assert torch.equal(ours, sae_lens.SAE.load_from_disk(tmp_path).encode(x))
 
 
+@pytest.mark.parametrize("rescaled", [False, True])
+def test_a_topk_sae_of_sae_lens_is_read_as_it_reads_it(tmp_path, rescaled):
+    torch.manual_seed(0)
+    sae = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(d_in=16, d_sae=32, k=3, rescale_acts_by_decoder_norm=rescaled))
+    sae.W_dec.data *= torch.rand(32, 1) * 3
+    sae.b_dec.data.normal_()
+    sae.save_model(tmp_path)
+    x = torch.randn(20, 16)
+    ours = load_sae(tmp_path, "h")
+    with torch.no_grad():
+        expected = sae.encode(x)
+        torch.testing.assert_close(ours.encode(x), expected)
+        torch.testing.assert_close(ours.decode(ours.encode(x)), sae.decode(expected))
+    assert ((ours.encode(x) > 0).sum(1) <= 3).all()
+
+
+# -- stopping and going on
+
+
 def test_a_killed_run_that_goes_on_ends_where_a_whole_one_does(activations, trained, tmp_path):
     whole, reports = trained
-    told = []
-
-    def kill_in_the_second_group(done, total, _fvu):
-        told.append((done, total))
-        if (tmp_path / "checkpoint.pt").exists():
-            raise Killed
-
-    with pytest.raises(Killed):
-        train(SMALL, activations, tmp_path, kill_in_the_second_group)
-    assert told[-1] == (20 * 32, 100 * 32)
+    kill(activations, tmp_path, after_step=50)
     assert not (tmp_path / "report.json").exists()
+    # Groups are of 16, 16 and 8 steps: step 40 was the last to be saved, and those before it are gone.
+    (kept,) = (tmp_path / "checkpoints").iterdir()
+    assert sorted(f.name for f in kept.iterdir()) == sorted([*(f"{name}.pt" for name in NAMES), "complete.json"])
+    # Killed while it saved, and while it wrote a line: neither counts.
+    (tmp_path / "checkpoints" / "step-00000056").mkdir()
+    with (tmp_path / "losses.jsonl").open("a") as stream:
+        stream.write('{"step": 60, "tokens": 1920, "fvu": {}}\n{"step": 8')
     resumed = []
     found = train(SMALL, activations, tmp_path, lambda done, _total, _fvu: resumed.append(done))
-    assert resumed[0] == 20 * 32  # from step 16, where the first group ended
+    assert resumed[0] == 50 * 32
     assert found == reports
-    for point in POINTS:
-        ours, theirs = (load_file(folder / point / "sae_weights.safetensors") for folder in (tmp_path, whole))
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), point
+    assert_same_suite(tmp_path, whole)
+
+
+def test_nothing_is_saved_before_its_time(activations, tmp_path):
+    seen = []
+
+    def progress(_done, _total, _fvu):
+        seen.append((tmp_path / "checkpoints").exists())
+
+    train(SMALL.model_copy(update={"tokens": 32 * 40}), activations, tmp_path, progress, save_seconds=600)
+    assert not any(seen)
+
+
+def test_a_suite_that_was_trained_is_not_trained_again(activations, trained):
+    out, reports = trained
+    assert train(SMALL, activations, out, lambda *_: pytest.fail("trained again")) == reports
+
+
+def test_two_processes_train_what_one_does_and_go_on_where_one_was_killed(activations, trained, tmp_path):
+    whole, _ = trained
+    kill(activations, tmp_path / "killed", after_step=30)
+    write_config(tmp_path / "suite.toml", SMALL)
+    folder = Path(__file__).parent
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            folder / "two_processes.py", tmp_path / "suite.toml", activations, tmp_path / "fresh", tmp_path / "killed",
+        ],
+        env=os.environ | {"PYTHONPATH": str(folder.parent.parent), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert_same_suite(tmp_path / "fresh", whole)
+    assert_same_suite(tmp_path / "killed", whole)
+
+
+def test_an_sae_is_the_same_whatever_is_trained_beside_it(activations, trained, tmp_path):
+    _, reports = trained
+    alone = only(Grid(hook_points=POINTS[:1], architectures=("topk",), widths=(64,), l0=(4,)))
+    (report,) = train(alone, activations, tmp_path)
+    assert report == reports[NAMES.index(report.name)]
+
+
+# -- training on
+
+
+def test_chosen_saes_are_trained_on_from_where_they_were(activations, trained, tmp_path):
+    whole, reports = trained
+    before = {report.name: report for report in reports}
+    chosen = only(Grid(hook_points=POINTS[:1], architectures=ALL, widths=(64,), l0=(4,)), start_from=str(whole))
+    for report in train(chosen, activations, tmp_path):
+        assert report.tokens_trained == 2 * SMALL.tokens
+        assert report.fvu < before[report.name].fvu
+
+
+@pytest.mark.parametrize("architecture", ALL)
+def test_starting_weights_say_what_the_saved_sae_says(activations, trained, tmp_path, architecture):
+    spec = SaeSpec(POINTS[0], architecture, 64, 4)
+    saved = load_sae(trained[0] / spec.name, spec.hook_point)
+    trainee = Trainee(spec, SMALL, 0.7, torch.zeros(16))  # another corpus may have another scale
+    trainee.start_from(trained[0] / spec.name, 0)
+    trainee.save(tmp_path)
+    again = load_sae(tmp_path, spec.hook_point)
+    x = shards.load(activations, 5)[spec.hook_point].float()
+    torch.testing.assert_close(again.encode(x), saved.encode(x), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(again.decode(again.encode(x)), saved.decode(saved.encode(x)), rtol=1e-3, atol=1e-3)
+
+
+def test_an_sae_that_the_other_suite_lacks_is_named(activations, trained, tmp_path):
+    other = only(Grid(hook_points=POINTS[:1], widths=(64,), l0=(4, 5)), start_from=str(trained[0]))
+    with pytest.raises(InvalidInput) as caught:
+        train(other, activations, tmp_path / "out")
+    assert str(caught.value) == f"{trained[0]}: holds no trained SAE model.layers.1.batch_topk.w64.l5"
+    assert not (tmp_path / "out").exists()
+
+
+# -- refusals
 
 
 def test_a_run_of_another_configuration_is_refused(activations, trained):
     out, _ = trained
     with pytest.raises(InvalidInput) as caught:
-        train(SMALL.model_copy(update={"k": 5}), activations, out)
+        train(SMALL.model_copy(update={"seed": 5}), activations, out)
     assert (
-        str(caught.value) == f"{out}/train.json: a run of another configuration; choose another --out to start afresh"
+        str(caught.value)
+        == f"{out}/suite.toml: made with another seed; give the same again, or another --out to start afresh"
     )
 
 
 def test_a_hook_point_that_was_not_harvested_is_named(activations, tmp_path):
     with pytest.raises(InvalidInput) as caught:
-        train(SMALL.model_copy(update={"hook_points": ("model.layers.1", "lm_head")}), activations, tmp_path)
+        train(only(Grid(hook_points=("model.layers.1", "lm_head"), widths=(64,), l0=(4,))), activations, tmp_path)
     assert str(caught.value) == f"{activations}: holds model.layers.1, model.layers.3; not lm_head"
+
+
+def test_too_few_shards_are_told(activations, tmp_path):
+    with pytest.raises(InvalidInput) as caught:
+        train(SMALL.model_copy(update={"held_out_shards": 6}), activations, tmp_path)
+    assert str(caught.value) == (
+        f"{activations}: 6 shards of 256 tokens are too few for batches of 32 with 6 shards held out"
+    )
 
 
 def test_a_suite_that_was_not_trained_to_its_end_is_named(tmp_path):
@@ -138,64 +291,30 @@ def test_a_suite_that_was_not_trained_to_its_end_is_named(tmp_path):
     assert str(caught.value) == f"{tmp_path}: holds no report.json; train with `guard lab train` to its end"
 
 
-def test_a_gate_that_looks_at_other_latents_is_refused(tmp_path):
-    (tmp_path / "cfg.json").write_text('{"architecture": "topk"}')
+def test_an_architecture_that_is_not_known_is_refused(tmp_path):
+    (tmp_path / "cfg.json").write_text('{"architecture": "gated"}')
     with pytest.raises(InvalidInput) as caught:
         load_sae(tmp_path, "h")
-    assert str(caught.value) == f"{tmp_path}: architecture: found 'topk', expected 'jumprelu'"
+    assert str(caught.value) == f"{tmp_path}: architecture: found 'gated', expected 'jumprelu' or 'topk'"
 
 
-# -- one step
+# -- the command
 
 
-def step(sae, x, dead=None):
-    return sae.training_forward_pass(
-        TrainStepInput(sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=0, is_logging_step=False)
+def test_the_command_trains_what_the_file_says(activations, trained, tmp_path, capsys):
+    file, out = tmp_path / "small.toml", tmp_path / "out"
+    write_config(file, only(Grid(hook_points=POINTS[:1], widths=(64,), l0=(4,))))
+    command = ["lab", "train", "--config", file, "--activations", activations, "--out", out, "--tokens", 640]
+    assert main([str(a) for a in command]) == 0
+    found = capsys.readouterr()
+    (report,) = json.loads((out / "report.json").read_text())
+    assert report["tokens_trained"] == 640
+    assert found.out == (
+        f"{out}/model.layers.1.batch_topk.w64.l4: FVU {report['fvu']:.4f}, L0 {report['l0']:.1f}, "
+        f"dead {report['dead_share']:.1%}, 640 tokens\n"
     )
-
-
-def make_sae(k=8, width=256, d_model=32):
-    torch.manual_seed(0)
-    return SuiteSAE(
-        BatchTopKTrainingSAEConfig(
-            d_in=d_model, d_sae=width, k=k, dtype="float32", device="cpu", apply_b_dec_to_input=True
-        )
-    )
-
-
-def test_about_k_latents_a_token_are_kept_and_they_are_the_largest():
-    sae = make_sae()
-    for number in range(20):
-        x = torch.randn(64, 32, generator=torch.Generator().manual_seed(number)) * (1 + number % 3)
-        out = step(sae, x)
-        kept = (out.feature_acts > 0).sum() / 64
-        assert 0.93 * 8 <= kept <= 8  # bfloat16 has ties at the cut, and they are all left out
-        assert out.feature_acts[out.feature_acts > 0].min() > out.hidden_pre[out.feature_acts == 0].max()
-
-
-def test_the_threshold_follows_the_cut():
-    sae = make_sae()
-    x = torch.randn(64, 32, generator=torch.Generator().manual_seed(1))
-    for _ in range(600):
-        step(sae, x)
-    assert float(sae.topk_threshold) == pytest.approx(sae.cut, rel=0.01)
-
-
-@pytest.mark.parametrize("dead", [1, 5, 200, 256])
-def test_dead_latents_get_a_finite_loss_and_a_gradient(dead):
-    sae = make_sae()
-    mask = torch.zeros(256, dtype=torch.bool)
-    mask[:dead] = True
-    out = step(sae, torch.randn(64, 32, generator=torch.Generator().manual_seed(2)), mask)
-    assert set(out.losses) == {"mse_loss", "auxiliary_reconstruction_loss"}
-    assert torch.isfinite(out.loss)
-    assert out.loss.item() == pytest.approx(sum(x.item() for x in out.losses.values()))
-    out.losses["auxiliary_reconstruction_loss"].backward()
-    assert torch.isfinite(sae.W_enc.grad).all()
-    assert sae.W_enc.grad[:, :dead].abs().sum() > 0
-    assert sae.W_enc.grad[:, dead:].abs().sum() == 0
-
-
-def test_without_dead_latents_there_is_no_auxiliary_loss():
-    out = step(make_sae(), torch.randn(64, 32), torch.zeros(256, dtype=torch.bool))
-    assert set(out.losses) == {"mse_loss"}
+    assert "train: 640 of 640 tokens (100%)" in found.err
+    assert "mean FVU" in found.err
+    command = ["lab", "train", "--config", file, "--activations", activations, "--out", tmp_path / "on", "--from", out]
+    assert main([str(a) for a in command]) == 0
+    assert capsys.readouterr().out.endswith(", 3,840 tokens\n")

@@ -53,7 +53,7 @@ def _manifest():
                 "d_model": D_MODEL,
                 "dtype": "float32",
             },
-            "pooling": {"activation": "clip", "exponent": 0.5},
+            "pooling": {"exponent": 0.5},
             "hook_points": hook_points,
             "heads": heads,
             "sources": [{"name": "made up", "licence": "Apache-2.0", "use": "tests"}],

@@ -239,7 +239,7 @@ def test_manifest_that_is_no_toml(folder):
         (
             "model.layers.3.scale",
             with_value(2, 0),
-            "model.layers.3.scale: found 0.0 in row 2 (latent 15), expected a number above 0",
+            "model.layers.3.scale: found 0.0 in row 2 (latent 15), expected a number above its threshold 0.1875",
         ),
         (
             "model.layers.3.latents",

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 
 from guard.pack.manifest import PoolingSection
-from guard.scoring.pooling import SPANS_KEPT, Hits, PhaseState
+from guard.scoring.pooling import SPANS_KEPT, Gate, Hits, PhaseState
 
-CLIP = PoolingSection(activation="clip", exponent=1.0)
+MEAN = PoolingSection(exponent=1.0)
+
+
+def fresh(latents: int, probes: int, pooling: PoolingSection = MEAN) -> PhaseState:
+    """Latents that fire above 0.5 and are strong at 2.5."""
+    return PhaseState(Gate(np.full(latents, 0.5), np.full(latents, 2.5)), probes, pooling)
 
 
 def some_hits(tokens: int, latents: int, seed: int = 0) -> tuple[Hits, np.ndarray]:
@@ -27,9 +32,9 @@ def part(hits: Hits, begin: int, end: int) -> Hits:
 @pytest.mark.parametrize("cuts", [[0, 50], [0, 1, 2, 30, 50], list(range(51))])
 def test_a_stream_adds_up_to_the_whole_text(cuts):
     hits, where = some_hits(50, 7)
-    whole = PhaseState(np.full(7, 1.5), 2, CLIP)
+    whole = fresh(7, 2)
     whole.add(hits, where)
-    stream = PhaseState(np.full(7, 1.5), 2, CLIP)
+    stream = fresh(7, 2)
     for begin, end in pairwise(cuts):
         stream.add(part(hits, begin, end), where[begin:end])
     np.testing.assert_allclose(stream.pooled(), whole.pooled(), rtol=1e-12)
@@ -41,7 +46,7 @@ def test_a_stream_adds_up_to_the_whole_text(cuts):
 
 
 def test_state_stays_small_however_long_the_stream():
-    state = PhaseState(np.full(5, 1.0), 2, CLIP)
+    state = fresh(5, 2)
     for seed in range(40):
         hits, where = some_hits(100, 5, seed)
         state.add(hits, where)
@@ -50,24 +55,32 @@ def test_state_stays_small_however_long_the_stream():
 
 
 def test_pooled_values_worked_out_by_hand():
-    # latent 0 (scale 2) fires with 1 and 8 on two of four tokens: (0.5 + 1) / 4
+    # latent 0 fires with 1 and 8 on two of four tokens: a quarter of the way from 0.5 to 2.5, and beyond it
     hits = Hits(np.array([0, 2]), np.array([0, 0]), np.array([1.0, 8.0]), np.array([[1.0], [2.0], [3.0], [6.0]]))
-    state = PhaseState(np.array([2.0]), 1, CLIP)
-    state.add(hits, np.zeros((4, 3), dtype=np.int64))
-    assert state.pooled().tolist() == [0.375]
+    nowhere = np.zeros((4, 3), dtype=np.int64)
+    state = fresh(1, 1)
+    state.add(hits, nowhere)
+    assert state.pooled().tolist() == [(0.25 + 1) / 4]
     assert state.pooled_probes().tolist() == [3.0]
-    assert state.peak.tolist() == [4.0]
-    by_firing = PhaseState(np.array([2.0]), 1, PoolingSection(activation="fire", exponent=0.5))
-    by_firing.add(hits, np.zeros((4, 3), dtype=np.int64))
-    assert by_firing.pooled().tolist() == [1.0]  # 2 tokens / sqrt(4)
-    rooted = PhaseState(np.array([2.0]), 1, PoolingSection(activation="clip", exponent=1.0, power=0.5))
-    rooted.add(hits, np.zeros((4, 3), dtype=np.int64))
-    assert rooted.pooled().tolist() == [0.375**0.5]
-    assert (rooted.pooled_per_unit() * 1.5).tolist() == pytest.approx([0.375**0.5])  # the tokens' parts add up to it
+    assert state.peak.tolist() == [8 / 2.5]
+    by_root = fresh(1, 1, PoolingSection(exponent=0.5))
+    by_root.add(hits, nowhere)
+    assert by_root.pooled().tolist() == [1.25 / 2]  # divided by sqrt(4)
+    rooted = fresh(1, 1, PoolingSection(exponent=1.0, power=0.5))
+    rooted.add(hits, nowhere)
+    assert rooted.pooled().tolist() == [(1.25 / 4) ** 0.5]
+    assert (rooted.pooled_per_unit() * 1.25).tolist() == pytest.approx([(1.25 / 4) ** 0.5])  # the tokens' parts
+
+
+def test_a_hit_just_above_its_threshold_counts_next_to_nothing():
+    above = np.nextafter(np.float32(0.5), np.float32(1.0))
+    state = fresh(1, 1, PoolingSection(exponent=1.0, power=0.5))
+    state.add(Hits(np.array([0]), np.array([0]), np.array([above]), np.zeros((1, 1))), np.zeros((1, 3), dtype=np.int64))
+    assert 0 < state.pooled()[0] < 1e-3
 
 
 def test_an_empty_run_changes_nothing():
-    state = PhaseState(np.ones(3), 1, CLIP)
+    state = fresh(3, 1)
     none = np.zeros(0, dtype=np.int64)
     state.add(Hits(none, none, np.zeros(0), np.zeros((0, 1))), np.zeros((0, 3), dtype=np.int64))
     assert state.tokens == 0

@@ -63,7 +63,7 @@ def make_pack() -> Pack:
         description="for tests",
         calibrated=True,
         model=ModelSection(name="toy", weights="w" * 64, tokenizer="t" * 64, d_model=8, dtype="float32"),
-        pooling=PoolingSection(activation="clip", exponent=1.0),
+        pooling=PoolingSection(exponent=1.0),
         hook_points=tuple(HookPointSection(name=name, **point) for name in LAYERS),
         heads=tuple(
             HeadSection(domain=domain, head=HeadKind.HARM, bias=0.0, temperature=1.0, flag_at=0.5)

@@ -11,14 +11,17 @@ from numpy.typing import NDArray
 
 from guard.assessor import Assessor
 from guard.config import load_config
+from guard.errors import InvalidInput
 from guard.lab import shards
-from guard.lab.calibrate import BLOCK_FPR, FLAG_FPR, CalibratedHead, fit_all, weight_matrices
-from guard.lab.describe import latent_lines
-from guard.lab.evaluate import OutOfFold
-from guard.lab.features import LatentStats
-from guard.lab.fit import Design
+from guard.lab.heads.calibrate import BLOCK_FPR, FLAG_FPR, CalibratedHead, fit_all, weight_matrices
+from guard.lab.heads.describe import latent_lines
+from guard.lab.heads.evaluate import Figure, OutOfFold, standings
+from guard.lab.heads.features import LatentStats
+from guard.lab.heads.fit import Design
 from guard.lab.labelled import pairs
-from guard.lab.sae import FullSae
+from guard.lab.suite.config import SuiteConfig
+from guard.lab.suite.measure import SaeReport
+from guard.lab.suite.sae import FullSae
 from guard.pack.cases import replay
 from guard.pack.loader import HookPointRows
 from guard.pack.manifest import (
@@ -44,8 +47,8 @@ _OWN_LICENCE = "Apache-2.0 (written for this project)"
 def build_pack(
     *,
     suite: Sequence[FullSae],
-    reports: Sequence[dict[str, Any]],
-    training: dict[str, Any],
+    reports: Sequence[SaeReport],
+    training: SuiteConfig,
     stats: LatentStats,
     design: Design,
     kept: OutOfFold,
@@ -54,7 +57,12 @@ def build_pack(
     licences: dict[str, str],
     out: Path,
 ) -> str:
-    """Fits the heads that ship and writes the pack to `out`. Returns its hash."""
+    """Fits the heads that ship and writes the pack to `out`. Returns its hash.
+
+    Raises InvalidInput for an SAE of which a few rows do not say what they say in the whole, and for two at one hook
+    point.
+    """
+    _check_suite(suite)
     heads = fit_all(design, kept)
     rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
@@ -64,9 +72,10 @@ def build_pack(
     lookalikes = lookalike_figures(design, heads)
     evaluation = {
         "detection": list(figures),
+        "standing": [s.model_dump() for s in standings([Figure.model_validate(f) for f in figures])],
         "lookalikes": lookalikes,
-        "saes": list(reports),
-        "training": training,
+        "saes": [report.model_dump(mode="json") for report in reports],
+        "training": training.model_dump(mode="json"),
         "fit": vars(design.config),
         "calibration": {"flag_fpr": FLAG_FPR, "block_fpr": BLOCK_FPR, "rows": "left out of the fit, source by source"},
     }
@@ -83,21 +92,19 @@ def build_pack(
             d_model=harvested.d_model,
             dtype=harvested.dtype,
         ),
-        pooling=PoolingSection(
-            activation=design.config.pooling, exponent=design.config.exponent, power=design.config.power
-        ),
+        pooling=PoolingSection(exponent=design.config.exponent, power=design.config.power),
         hook_points=tuple(
             HookPointSection(
                 name=point.name,
                 latents=len(point.latents),
                 probes=len(point.probe_rows),
-                sae_width=report["width"],
+                sae_width=report.width,
                 sae_architecture="jumprelu",
-                sae_k=float(training.get("k", 0)),
-                sae_tokens=report["tokens_trained"],
-                fvu=round(report["fvu_typical"], 5),
-                l0=round(report["l0"], 3),
-                dead_share=round(report["dead_share"], 5),
+                sae_k=report.l0_target,
+                sae_tokens=report.tokens_trained,
+                fvu=round(report.fvu_typical, 5),
+                l0=round(report.l0, 3),
+                dead_share=round(report.dead_share, 5),
             )
             for point, report in zip(points, reports, strict=True)
         ),
@@ -116,6 +123,14 @@ def build_pack(
     cases = [CaseLine.model_validate_json(line) for line in _data("cases.jsonl")]
     write(cases)
     return write(_replayed(out, cases))
+
+
+def _check_suite(suite: Sequence[FullSae]) -> None:
+    if inexact := [sae.name for sae in suite if not sae.subset_exact]:
+        raise InvalidInput(f"{inexact[0]}: found topk, expected batch_topk or jumprelu: a pack holds a few rows alone")
+    for sae in suite:
+        if (same := [s.name for s in suite if s.hook_point == sae.hook_point]) != [sae.name]:
+            raise InvalidInput(f"{', '.join(same)}: found {len(same)} SAEs of one hook point, expected one")
 
 
 def _replayed(pack: Path, cases: Sequence[CaseLine]) -> list[CaseLine]:
@@ -172,6 +187,12 @@ def pack_readme(manifest: Manifest, evaluation: dict[str, Any]) -> str:
             + " | ".join(f"{f['auroc'][c]:.3f}" for c in ("tfidf", "probe", "latents", "combined"))
             + " |"
             for f in evaluation["detection"]
+        ),
+        "",
+        *(
+            f"Combined against {s['baseline']}, source by source: ahead or level in {s['ahead']} of {s['judged']}; "
+            f"behind by more than chance (95%) in {len(s['behind_beyond_chance'])}."
+            for s in evaluation["standing"]
         ),
         "",
         f"Harmless look-alikes flagged: {evaluation['lookalikes']['flagged']} of {evaluation['lookalikes']['texts']}.",

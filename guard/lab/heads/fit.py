@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from guard.errors import InvalidInput
-from guard.lab.features import Floats, PooledTexts
+from guard.lab.heads.features import Floats, PooledTexts
 from guard.lab.labelled import DOMAINS, Row, target
 from guard.records import HeadKind
 
@@ -37,32 +37,46 @@ HEADS: tuple[Head, ...] = (
 )
 
 WEAK_WEIGHT = 0.3  # rows with a noisy mapping
+_SCOUTED = 5000  # latents among which weights are compared
+_SCOUT_ITERATIONS = 40
 _LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How many latents a head keeps that part its texts best alone, and that weigh most among many; C of the fit."""
+
+    by_separation: int
+    by_weight: int
+    c: float
 
 
 @dataclass(frozen=True)
 class FitConfig:
     """How many latents are kept and how strongly weights are held back; chosen across sources."""
 
-    latents_per_head: int = 256
-    latents_by_contrast: int = 64
+    latents_per_head: int = 128
+    latents_by_weight: int = 0
+    latents_by_contrast: int = 32
     latent_c: float = 2e-4
-    per_domain: tuple[str, ...] = ("terror=700,1e-3",)  # DOMAIN=LATENTS,C in place of the two, for one domain
+    # DOMAIN=PER_HEAD,BY_WEIGHT,C in place of the three
+    per_domain: tuple[str, ...] = ("pornography=0,300,1e-3", "politics=0,300,1e-3", "terror=300,400,1e-3")
     dense_c: float = 1e-3
     iterations: int = 100
-    pooling: str = "clip"
     exponent: float = 1.0
     power: float = 0.5
 
-    def of_domain(self, domain: str) -> tuple[int, float]:
-        """Latents of each head, and C of the latents. Raises InvalidInput for an override that is none."""
+    def of_domain(self, domain: str) -> Choice:
+        """Raises InvalidInput for an override that is none."""
         for override in self.per_domain:
-            found = re.fullmatch(r"(\w+)=(\d+),([\d.e+-]+)", override)
+            found = re.fullmatch(r"(\w+)=(\d+),(\d+),([\d.e+-]+)", override)
             if not found or found[1] not in DOMAINS:
-                raise InvalidInput(f"per_domain: found {override!r}, expected DOMAIN=LATENTS,C such as terror=700,1e-3")
+                raise InvalidInput(
+                    f"per_domain: found {override!r}, expected DOMAIN=PER_HEAD,BY_WEIGHT,C such as terror=300,400,1e-3"
+                )
             if found[1] == domain:
-                return int(found[2]), float(found[3])
-        return self.latents_per_head, self.latent_c
+                return Choice(int(found[2]), int(found[3]), float(found[4]))
+        return Choice(self.latents_per_head, self.latents_by_weight, self.latent_c)
 
 
 @dataclass(frozen=True)
@@ -85,12 +99,11 @@ class Design:
     def __init__(self, rows: Sequence[Row], pooled: PooledTexts, config: FitConfig) -> None:
         self.rows = list(rows)
         self.config = config
-        raw = pooled.clip if config.pooling == "clip" else pooled.fire
         length = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
-        self.latents: Floats = raw.astype(np.float32)  # [N, K]
+        self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K]
         self.latents = ((self.latents * length ** (1.0 - config.exponent)) ** config.power).astype(np.float32)
         self.dense = pooled.mean
-        self.fires = pooled.fire > 0  # [N, K]
+        self.fires = pooled.strength > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
         self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
         self.source = np.array([row.source for row in self.rows])
@@ -130,7 +143,7 @@ class Design:
 
 
 def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
-    """`p_f` of every latent by domain, over the project's own pairs (see guard.lab.contrast)."""
+    """`p_f` of every latent by domain, over the project's own pairs (see guard.lab.search.contrast)."""
     place = {row.id: i for i, row in enumerate(design.rows) if row.source == "own_pairs" and used[i]}
     if not place:
         return {}  # the pairs themselves are held out
@@ -160,7 +173,11 @@ def separations(design: Design, used: Bools) -> dict[Head, Floats]:
 
 
 def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
-    """The latents of each domain: those that part its labelled texts best, and those that its contrast pairs name."""
+    """The latents of each domain, for both of its heads.
+
+    Those that part its labelled texts best, each alone; those that weigh most in a fit over many, which sees what one
+    adds to the others; and those that its contrast pairs name.
+    """
     config = design.config
     by_contrast = contrast_scores(design, used)
     by_label = separations(design, used)
@@ -169,10 +186,22 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
         chosen: set[int] = set()
         if by_contrast:
             chosen.update(np.argsort(-by_contrast[domain])[: config.latents_by_contrast].tolist())
+        wanted = config.of_domain(domain)
         for head in [h for h in HEADS if h[0] == domain]:
-            chosen.update(np.argsort(-np.abs(by_label[head]))[: config.of_domain(domain)[0]].tolist())
+            order = np.argsort(-np.abs(by_label[head]))
+            chosen.update(order[: wanted.by_separation].tolist())
+            if wanted.by_weight:
+                chosen.update(_weightiest(design, head, used, order[:_SCOUTED], wanted).tolist())
         result[domain] = np.array(sorted(chosen), dtype=np.int64)
     return result
+
+
+def _weightiest(design: Design, head: Head, used: Bools, among: NDArray[np.int64], wanted: Choice) -> NDArray[np.int64]:
+    rows = np.flatnonzero(used & (design.targets[head] >= 0))
+    x = design.latents[np.ix_(rows, among)]
+    weights = design.weights(head, used)[rows]
+    w, _ = _logistic(x, design.targets[head][rows], weights, wanted.c, _SCOUT_ITERATIONS)
+    return among[np.argsort(-np.abs(w * x.std(axis=0)))[: wanted.by_weight]]
 
 
 def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64], column: str) -> Linear:
@@ -186,18 +215,30 @@ def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64],
     config = design.config
     latents = column == "latents"
     x = design.latents[np.ix_(rows, chosen)] if latents else design.dense[rows]
-    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
-    z = (x - centre) / spread
-    c = config.of_domain(head[0])[1] if latents else config.dense_c
-    model = LogisticRegression(C=c, max_iter=config.iterations, tol=1e-4)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is part of the regularisation
-        model.fit(z, y[rows], sample_weight=weights)
-    scale = max(float(np.std(model.decision_function(z))), 1e-9)
-    w = model.coef_[0].astype(np.float64) / spread / scale
-    bias = float(model.intercept_[0]) / scale - float(w @ centre)
+    c = config.of_domain(head[0]).c if latents else config.dense_c
+    w, bias = _logistic(x, y[rows], weights, c, config.iterations)
     none, no_dense = np.zeros(0, dtype=np.int64), np.zeros(design.dense.shape[1])
     return Linear(chosen, w, no_dense, bias) if latents else Linear(none, np.zeros(0), w, bias)
+
+
+def _logistic(
+    x: Floats, y: NDArray[np.int8], weights: NDArray[np.float64], c: float, iterations: int
+) -> tuple[NDArray[np.float64], float]:
+    """Weights and bias of L2 logistic regression, for features as they are; their logits have unit spread.
+
+    A feature is scaled by the root of its spread: half of the way to unit spread, since a latent that hardly ever fires
+    would be blown up by all of it.
+    """
+    centre, spread = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-6)
+    spread = np.sqrt(spread * np.median(spread))
+    z = (x - centre) / spread
+    model = LogisticRegression(C=c, max_iter=iterations, tol=1e-4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # stopping early is part of the regularisation
+        model.fit(z, y, sample_weight=weights)
+    scale = max(float(np.std(model.decision_function(z))), 1e-9)
+    w = model.coef_[0].astype(np.float64) / spread / scale
+    return w, float(model.intercept_[0]) / scale - float(w @ centre)
 
 
 def mix(latents: Linear, probe: Linear, share: float) -> Linear:

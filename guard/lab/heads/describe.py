@@ -9,11 +9,11 @@ import torch
 from numpy.typing import NDArray
 
 from guard.lab import shards
-from guard.lab.calibrate import CalibratedHead, weight_matrices
-from guard.lab.features import LatentStats
-from guard.lab.fit import Design, contrast_scores
+from guard.lab.heads.calibrate import CalibratedHead, weight_matrices
+from guard.lab.heads.features import LatentStats
+from guard.lab.heads.fit import Design, contrast_scores
 from guard.lab.labelled import Pair, Row
-from guard.lab.sae import FullSae
+from guard.lab.suite.sae import FullSae
 from guard.pack.manifest import ExampleLine, LatentLine
 from guard.reader.tokens import TextTokenizer
 

@@ -4,7 +4,7 @@ Whole groups of sources are held out in turn; the latents are chosen, and all co
 noisy mapping are left out, but where a source has no other negatives (then `weak_negatives` says so).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,10 +14,11 @@ from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from guard.lab.fit import HEADS, Bools, Design, Head, choose_latents, fit_head
+from guard.lab.heads.fit import HEADS, Bools, Design, Head, choose_latents, fit_head
 from guard.records import HeadKind
 
-COLUMNS = ("tfidf", "probe", "latents", "combined")
+BASELINES = ("tfidf", "probe")
+COLUMNS = (*BASELINES, "latents", "combined")
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the probe in a combined head
 _LEAST = 10  # positives and negatives that a source needs to be judged on
 _BOOTSTRAPS = 200
@@ -35,8 +36,19 @@ class Figure(BaseModel):
     weak_negatives: bool
     auroc: dict[str, float]
     auroc_interval: dict[str, tuple[float, float]]  # 95%, bootstrap over rows
+    lead_interval: dict[str, tuple[float, float]]  # of the combined column's AUROC over each other's, on the same rows
     auprc: dict[str, float]
     tpr_at_1_fpr: dict[str, float]
+
+
+class Standing(BaseModel):
+    """The combined column against a baseline, head by head and source by source."""
+
+    baseline: str
+    judged: int
+    ahead: int  # or level
+    ahead_beyond_chance: int  # the 95% interval of its lead lies above 0
+    behind_beyond_chance: list[str]  # below 0
 
 
 @dataclass
@@ -100,6 +112,7 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
             combined = mixed(kept, head, probe_share(design, head, kept, without=source))
             scored = {c: (combined if c == "combined" else kept.logits[head, c])[rows] for c in COLUMNS}
             truth = y[rows]
+            resampled = _resampled_auroc(truth, scored)
             result.append(
                 Figure(
                     domain=head[0],
@@ -110,12 +123,31 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
                     negatives=int((truth == 0).sum()),
                     weak_negatives=weak_negatives,
                     auroc={c: round(float(roc_auc_score(truth, s)), 4) for c, s in scored.items()},
-                    auroc_interval={c: _interval(truth, s) for c, s in scored.items()},
+                    auroc_interval={c: _interval(x) for c, x in resampled.items()},
+                    lead_interval={
+                        c: _interval(resampled["combined"] - x) for c, x in resampled.items() if c != "combined"
+                    },
                     auprc={c: round(float(average_precision_score(truth, s)), 4) for c, s in scored.items()},
                     tpr_at_1_fpr={c: round(_tpr_at(truth, s, 0.01), 4) for c, s in scored.items()},
                 )
             )
     return result
+
+
+def standings(found: Sequence[Figure]) -> list[Standing]:
+    """Against each baseline: TF-IDF and the dense probe."""
+    return [
+        Standing(
+            baseline=baseline,
+            judged=len(found),
+            ahead=sum(f.auroc["combined"] >= f.auroc[baseline] for f in found),
+            ahead_beyond_chance=sum(f.lead_interval[baseline][0] > 0 for f in found),
+            behind_beyond_chance=[
+                f"{f.domain}.{f.head.value} on {f.source}" for f in found if f.lead_interval[baseline][1] < 0
+            ],
+        )
+        for baseline in BASELINES
+    ]
 
 
 def _judged(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
@@ -135,17 +167,23 @@ def _judged(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
     return result
 
 
-def _interval(y: NDArray[np.int8], scores: NDArray[np.float64]) -> tuple[float, float]:
+def _resampled_auroc(y: NDArray[np.int8], scored: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """AUROC of every column on bootstrap samples of the rows, positives and negatives apart; the same rows for all."""
     rng = np.random.default_rng(0)
-    levels, rank = np.unique(scores, return_inverse=True)
-    positive, negative = rank[y == 1], rank[y == 0]
-    found = []
-    for _ in range(_BOOTSTRAPS):
-        hits = np.bincount(rng.choice(positive, len(positive)), minlength=len(levels))
-        misses = np.bincount(rng.choice(negative, len(negative)), minlength=len(levels))
-        below = np.cumsum(misses) - misses / 2  # negatives under each level; ties count half
-        found.append(float(hits @ below) / (len(positive) * len(negative)))
-    low, high = np.quantile(found, [0.025, 0.975])
+    positive, negative = np.flatnonzero(y == 1), np.flatnonzero(y == 0)
+    ranks = {column: np.unique(scores, return_inverse=True)[1] for column, scores in scored.items()}
+    result = {column: np.zeros(_BOOTSTRAPS) for column in scored}
+    for draw in range(_BOOTSTRAPS):
+        drawn = [np.bincount(rng.choice(side, len(side)), minlength=len(y)) for side in (positive, negative)]
+        for column, rank in ranks.items():
+            hits, misses = (np.bincount(rank, weights=weights) for weights in drawn)
+            below = np.cumsum(misses) - misses / 2  # negatives under each level; ties count half
+            result[column][draw] = hits @ below / (len(positive) * len(negative))
+    return result
+
+
+def _interval(values: NDArray[np.float64]) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
     return round(float(low), 4), round(float(high), 4)
 
 

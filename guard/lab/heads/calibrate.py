@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.lab.evaluate import OutOfFold, mixed, probe_share
-from guard.lab.fit import HEADS, Design, Linear, calibrate, choose_latents, fit_head, mix
+from guard.lab.heads.evaluate import OutOfFold, mixed, probe_share
+from guard.lab.heads.fit import HEADS, Design, Linear, calibrate, choose_latents, fit_head, mix
 from guard.pack.manifest import HeadSection
 from guard.records import HeadKind
 

@@ -1,0 +1,142 @@
+"""Texts as the heads see them: for each text, the mean activation and every latent's mean strength.
+
+`guard lab harvest --labelled` has read the texts; this module encodes what it kept with whole SAEs, and pools.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.kernels.contract import rms_normalised
+from guard.lab import shards
+from guard.lab.suite.sae import FullSae
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+_BLOCK = 4096
+_QUANTILES = (0.5, 0.9, 0.99)
+
+
+@dataclass(frozen=True)
+class LatentStats:
+    """Of every latent of an SAE, or of a suite one SAE after the other, over a corpus."""
+
+    firing_rate: Floats  # [K] share of tokens
+    scale: Floats  # [K] what counts as a strong activation, above the threshold
+    quantiles: dict[str, Floats]  # of the activations that are not zero
+
+    @staticmethod
+    def joined(parts: Sequence["LatentStats"]) -> "LatentStats":
+        return LatentStats(
+            np.concatenate([p.firing_rate for p in parts]),
+            np.concatenate([p.scale for p in parts]),
+            {name: np.concatenate([p.quantiles[name] for p in parts]) for name in parts[0].quantiles},
+        )
+
+
+@dataclass(frozen=True)
+class PooledTexts:
+    tokens: Ints  # [N]
+    mean: Floats  # [N, hook points * d_model] of RMS-normalised activations, as probes read them
+    strength: NDArray[np.float16]  # [N, K] mean over the tokens (see guard.scoring.pooling.Gate); 0 where none fired
+
+
+@torch.no_grad()
+def latent_stats(sae: FullSae, activations: Path, *, shard_count: int = 10, quantile: float = 0.95) -> LatentStats:
+    """Firing rates and scales over the first shards of a harvest.
+
+    The scale lies above the threshold by a high quantile of what a latent's own firings exceed it, so that one outlier
+    does not set it, and by half the median of its SAE at least: one that hardly ever fired would otherwise be divided
+    by next to nothing.
+    """
+    row_parts, value_parts, tokens = [], [], 0
+    for index in range(min(shard_count, shards.described(activations).shard_count)):
+        x_all = shards.load(activations, index)[sae.hook_point]
+        for x in x_all.split(_BLOCK):
+            acts = sae.encode(x)
+            row = acts.nonzero(as_tuple=True)
+            row_parts.append(row[1].to(torch.int32).numpy())
+            value_parts.append(acts[row].numpy())
+        tokens += len(x_all)
+    rows, values = np.concatenate(row_parts), np.concatenate(value_parts)
+    order = np.lexsort((values, rows))
+    rows, values = rows[order], values[order]
+    starts = np.searchsorted(rows, np.arange(sae.width))
+    counts = np.searchsorted(rows, np.arange(sae.width), side="right") - starts
+    alive = counts > 0
+
+    def at(q: float) -> Floats:
+        place = starts + np.floor(q * np.maximum(counts - 1, 0)).astype(np.int64)
+        return np.where(alive, values[np.minimum(place, len(values) - 1)], 0.0).astype(np.float32)
+
+    threshold = sae.threshold.numpy()
+    excess = at(quantile) - threshold
+    floor = 0.5 * float(np.median(excess[alive]))
+    return LatentStats(
+        firing_rate=(counts / tokens).astype(np.float32),
+        scale=(threshold + np.maximum(excess, floor)).astype(np.float32),
+        quantiles={str(q): at(q) for q in _QUANTILES},
+    )
+
+
+def means(texts: Path, hook_points: Sequence[str]) -> tuple[Ints, dict[str, Floats]]:
+    """Tokens of every text `[N]`, and at each hook point the mean of its RMS-normalised activations `[N, d_model]`."""
+    described = shards.described(texts)
+    count = text_count(texts)
+    tokens = np.zeros(count, dtype=np.int64)
+    result = {point: np.zeros((count, described.d_model), dtype=np.float32) for point in hook_points}
+    for shard, piece, span in _by_text(texts):
+        size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)
+        tokens[span] = size.numpy()
+        for point in hook_points:
+            x = rms_normalised(shard[point].float())
+            sums = torch.zeros(span.stop - span.start, x.shape[1]).index_add_(0, piece, x)
+            result[point][span] = (sums / size[:, None]).numpy()
+    return tokens, result
+
+
+@torch.no_grad()
+def pool(
+    suite: Sequence[FullSae],
+    scales: Sequence[Floats],
+    texts: Path,
+    into: Sequence[NDArray[np.float16]],
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
+) -> None:
+    """Writes every latent's mean strength over every text into one array `[N, d_sae]` an SAE."""
+    rises = [torch.from_numpy(scale) - sae.threshold for sae, scale in zip(suite, scales, strict=True)]
+    for done, (shard, piece, span) in enumerate(_by_text(texts), 1):
+        size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)
+        for sae, rise, out in zip(suite, rises, into, strict=True):
+            sums = _pool_sae(sae, shard[sae.hook_point], piece, span.stop - span.start, rise)
+            out[span] = (sums / size[:, None]).half().numpy()
+        progress(done, shards.described(texts).shard_count)
+
+
+def text_count(texts: Path) -> int:
+    last = shards.load(texts, shards.described(texts).shard_count - 1)["piece"]
+    return 1 + max(int(last.max()), 0)
+
+
+def _by_text(texts: Path) -> Iterator[tuple[dict[str, Tensor], Tensor, slice]]:
+    """Every shard, the text of each of its tokens counted from the shard's first, and which texts it holds."""
+    for index in range(shards.described(texts).shard_count):
+        shard = shards.load(texts, index)
+        piece = shard["piece"].long()
+        first, last = int(piece.min()), int(piece.max()) + 1
+        yield shard, piece - first, slice(first, last)
+
+
+def _pool_sae(sae: FullSae, x_all: Tensor, text: Tensor, count: int, rise: Tensor) -> Tensor:
+    sums = torch.zeros(count * sae.width)
+    for x, where in zip(x_all.split(_BLOCK), text.split(_BLOCK), strict=True):
+        acts = sae.encode(x)
+        token, row = acts.nonzero(as_tuple=True)  # few fire: sums over hits, not over [T, d_sae]
+        excess = acts[token, row] - sae.threshold[row]
+        sums.scatter_add_(0, where[token] * sae.width + row, (excess / rise[row]).clamp_(min=0.0, max=1.0))
+    return sums.view(count, sae.width)

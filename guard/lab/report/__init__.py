@@ -1,0 +1,1 @@
+"""The report: one page on a suite, with the data of every plot."""

@@ -1,0 +1,177 @@
+"""The report's blocks on the suite: what it rebuilds, what it tells apart, and what the metric foresees."""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+from typing import Protocol, TypeVar
+
+from guard.lab.report import plots
+from guard.lab.report.analysis import place
+from guard.lab.report.blocks import Block, Table, by_site, hook_points
+from guard.lab.report.data import PlotData, Predicted
+from guard.lab.report.plots import Line, Panel
+from guard.lab.search.detect import Correlation, Prediction
+from guard.lab.search.rank import CurvePoint
+from guard.lab.suite.measure import SaeReport
+
+
+class _Trained(Protocol):
+    """What reports and points of the curve have in common."""
+
+    @property
+    def hook_point(self) -> str: ...
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def l0(self) -> float: ...
+
+
+TrainedT = TypeVar("TrainedT", bound=_Trained)
+
+
+def _series(saes: Sequence[TrainedT]) -> dict[tuple[str, str], dict[tuple[int, int], list[TrainedT]]]:
+    """(site, architecture) -> (layer, width) -> SAEs, the sparsest first."""
+    result: dict[tuple[str, str], dict[tuple[int, int], list[TrainedT]]] = {}
+    for site, depths in by_site(saes).items():
+        for depth, there in depths.items():
+            for sae in sorted(there, key=lambda s: (s.architecture, s.width, s.l0)):
+                result.setdefault((site, sae.architecture), {}).setdefault((depth, sae.width), []).append(sae)
+    return result
+
+
+def _against_l0(
+    saes: Sequence[TrainedT], name: Callable[[TrainedT], str], y: str, value: Callable[[TrainedT], float]
+) -> list[Panel]:
+    panels = []
+    depths = sorted({place(sae.hook_point).depth for sae in saes})
+    several = len({sae.width for sae in saes}) > 1
+    for (site, architecture), series in _series(saes).items():
+        drawn = [
+            Line(
+                f"layer {depth}" + (f", {width:,} latents" if several else ""),
+                [sae.l0 for sae in line],
+                [value(sae) for sae in line],
+                [f"{name(sae)}: L0 {sae.l0:.1f}, {y} {value(sae):.4f}" for sae in line],
+                colour=depths.index(depth),
+            )
+            for (depth, width), line in series.items()
+        ]
+        panels.append(Panel(f"{site}, {architecture}", "L0", y, drawn, log_x=True))
+    return panels
+
+
+def suite_block(reports: Sequence[SaeReport]) -> Block:
+    panels = _against_l0(reports, lambda r: r.name, "FVU", lambda r: r.fvu_typical)
+    best = min(reports, key=lambda r: r.fvu_typical)
+    means = {p: fmean(r.fvu_typical for r in reports if r.hook_point == p) for p in hook_points(reports)}
+    hardest = max(means, key=lambda p: means[p])
+    finding = (
+        f"The lowest FVU is {best.fvu_typical:.3f} ({best.name}, L0 {best.l0:.1f}); the output hardest to rebuild is "
+        f"{place(hardest).short}, with {means[hardest]:.3f} on average."
+    )
+    table = Table(
+        ["SAE", "tokens", "L0", "FVU", "FVU, all tokens", "dead", "CE recovered"],
+        [
+            [
+                r.name,
+                f"{r.tokens_trained:,}",
+                f"{r.l0:.1f}",
+                f"{r.fvu_typical:.3f}",
+                f"{r.fvu:.3f}",
+                f"{r.dead_share:.1%}",
+                "not measured" if r.ce is None else f"{r.ce.recovered:.1%}",
+            ]
+            for r in reports
+        ],
+    )
+    data = PlotData[SaeReport](
+        id="suite",
+        title="What the SAEs rebuild, at which sparsity",
+        caption="Share of variance that an SAE does not rebuild (FVU) against the latents that fire on a token (L0), "
+        "on held-out activations without tokens of outsized norm; one panel a site and architecture, one line a layer.",
+        n={"SAEs": len(reports), "outputs": len(means)},
+        finding=finding,
+        rows=list(reports),
+    )
+    return Block(data, [("", plots.lines(panels, key="suite", about=data.title))], [("", table)])
+
+
+def curve_block(points: Sequence[CurvePoint]) -> Block:
+    best = max(points, key=lambda p: p.i_cdf)
+    lines = [line for series in _series(points).values() for line in series.values() if len(line) > 2]
+    inner = sum(max(line, key=lambda p: p.i_cdf).sae not in {line[0].sae, line[-1].sae} for line in lines)
+    drawn = [
+        ("Interpretability", _against_l0(points, lambda p: p.sae, "I_CDF", lambda p: p.i_cdf)),
+        ("Reconstruction", _against_l0(points, lambda p: p.sae, "FVU", lambda p: p.fvu_typical)),
+    ]
+    data = PlotData[CurvePoint](
+        id="curve",
+        title="Interpretability against sparsity",
+        caption="The pre-explanation metric I_CDF (mean over latents of the share of contrast pairs on which a latent "
+        "fires with the concept and not without it) beside FVU, both against L0.",
+        n={"SAEs": len(points)},
+        finding=f"I_CDF is highest at L0 {best.l0:.1f} ({best.sae}, {best.i_cdf:.4f})"
+        + (f"; {inner} of {len(lines)} lines of three SAEs or more peak between their ends." if lines else "."),
+        rows=list(points),
+    )
+    return Block(
+        data,
+        [(name, plots.lines(panels, key=f"curve{i}", about=name)) for i, (name, panels) in enumerate(drawn)],
+    )
+
+
+def prediction_block(points: Sequence[CurvePoint], prediction: Prediction) -> Block:
+    auroc = {d.sae: d.auroc for d in prediction.detections}
+    rows = [
+        Predicted(sae=p.sae, hook_point=p.hook_point, l0=p.l0, fvu=p.fvu_typical, i_cdf=p.i_cdf, auroc=auroc[p.sae])
+        for p in points
+        if p.sae in auroc
+    ]
+    panels = []
+    for name, value in _PREDICTORS.items():
+        drawn = [
+            Line(
+                site,
+                [value(r) for there in depths.values() for r in there],
+                [r.auroc for there in depths.values() for r in there],
+                [f"{r.sae}: {name} {value(r):.4g}, AUROC {r.auroc:.3f}" for there in depths.values() for r in there],
+                joined=False,
+            )
+            for site, depths in by_site(rows).items()
+        ]
+        panels.append(Panel("", name, "AUROC", drawn, log_x=name == "L0", from_zero=False))
+    overall = [c for c in prediction.correlations if c.target == "*" and c.rho is not None]
+    first = overall[0] if overall else None
+    clear = sum(c.interval is not None and (c.interval[0] > 0 or c.interval[1] < 0) for c in overall)
+    finding = (
+        f"The rank correlation of {first.predictor} with detection is {_rho(first)} ({first.scope}); of "
+        f"{len(overall)} correlations over all heads, {clear} have an interval that leaves out 0."
+        if first
+        else "No rank correlation could be taken."
+    )
+    data = PlotData[Predicted](
+        id="prediction",
+        title="Does the metric foresee detection?",
+        caption="AUROC of each SAE's latents on sources held out from the fit (mean over heads) against I_CDF, FVU and "
+        "L0. Below, Spearman's rank correlations over the SAEs with 95% bootstrap intervals.",
+        n={"SAEs": len(rows), "correlations": len(overall)},
+        finding=finding,
+        rows=rows,
+    )
+    table = Table(
+        ["predictor", "scope", "SAEs", "rho"], [[c.predictor, c.scope, str(c.saes), _rho(c)] for c in overall], 2
+    )
+    return Block(data, [("", plots.lines(panels, key="prediction", about=data.title))], [("Rank correlations", table)])
+
+
+def _rho(c: Correlation) -> str:
+    interval = f" [{c.interval[0]:.2f}, {c.interval[1]:.2f}]" if c.interval is not None else ""
+    return f"{c.rho:.2f}{interval}"
+
+
+_PREDICTORS: dict[str, Callable[[Predicted], float]] = {
+    "I_CDF": lambda row: row.i_cdf,
+    "FVU": lambda row: row.fvu,
+    "L0": lambda row: row.l0,
+}

@@ -1,0 +1,1 @@
+"""The search: which SAEs and which of their latents tell risk, and how surely."""

@@ -1,0 +1,1 @@
+"""The suite: its SAEs declared, trained on harvested activations, kept and measured."""
