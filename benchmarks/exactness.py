@@ -14,16 +14,17 @@ from guard.assessor.pipeline import encode_rows
 from guard.config import DEFAULT_PACK
 from guard.kernels import choice
 from guard.lab import shards
-from guard.lab.suite.measure import OUTLIER_NORM
+from guard.lab.suite.measure import OUTLIER_NORM, read_reports
 from guard.pack.loader import load_pack
 
 
 def main(saes: Path, activations: Path) -> None:
     """Prints, for each hook point: active-set disagreements, and the largest absolute error where both fire."""
     last = shards.described(activations).shard_count - 1
+    names = {report.hook_point: report.name for report in read_reports(saes) or []}
     for point in load_pack(DEFAULT_PACK).hook_points:
         x = shards.load(activations, last)[point.name].float()  # [T, d_model]
-        sae = SAE.load_from_disk(str(saes / point.name))
+        sae = SAE.load_from_disk(str(saes / names[point.name]))
         with torch.no_grad():
             full = torch.cat([sae.encode(block) for block in x.split(2048)])[:, torch.from_numpy(point.latents)]
         encoded = choice.choose("cpu")(x, encode_rows(point))

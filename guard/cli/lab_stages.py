@@ -51,7 +51,7 @@ def fit(
     ] = 128,
     latents_by_weight: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by their weight in a fit over many.")
-    ] = 0,
+    ] = 200,
     latents_by_contrast: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a domain by its contrast pairs.")
     ] = 32,

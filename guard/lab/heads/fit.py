@@ -56,7 +56,7 @@ class FitConfig:
     """How many latents are kept and how strongly weights are held back; chosen across sources."""
 
     latents_per_head: int = 128
-    latents_by_weight: int = 0
+    latents_by_weight: int = 200
     latents_by_contrast: int = 32
     latent_c: float = 2e-4
     # DOMAIN=PER_HEAD,BY_WEIGHT,C in place of the three
