@@ -37,7 +37,9 @@ def test_a_latent_that_says_nothing_alone_is_kept_for_what_it_adds_to_another():
     )
 
     def chosen(for_terror):
-        config = FitConfig(latents_per_head=0, latents_by_contrast=0, per_domain=(f"terror={for_terror},1.0",))
+        config = FitConfig(
+            latents_per_head=0, latents_by_weight=0, latents_by_contrast=0, per_domain=(f"terror={for_terror},1.0",)
+        )
         design = Design(given, pooled, config)
         return choose_latents(design, np.ones(800, dtype=bool))["terror"].tolist()
 
