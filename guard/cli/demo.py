@@ -27,6 +27,7 @@ Examples:
 The first run fetches the model's weights (93 MB)."""
 
 STOP_SECONDS = 15.0
+_POLL_SECONDS = 0.2
 READY_SECONDS = 120.0
 
 
@@ -167,7 +168,9 @@ def _wait(process: "subprocess.Popen[str]") -> None:
     """Until Ctrl-C, which is how a demo ends. Raises Unavailable where the sidecar ends first."""
     try:
         print("serving until Ctrl-C", flush=True)
-        status = process.wait()
+        # A signal that comes just before a wait without end would be answered only after it.
+        while (status := process.poll()) is None:
+            time.sleep(_POLL_SECONDS)
     except KeyboardInterrupt:
         print("\nstopping", flush=True)
         return
