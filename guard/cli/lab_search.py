@@ -140,22 +140,20 @@ def ranking_table(points: "list[CurvePoint]", ranking: "Ranking") -> Any:
 
     place = {p.sae: p for p in points}
     picked = set(ranking.picked.saes) if ranking.picked else set()
-    thresholds = list(points[0].l0_at)
     table = _table(
         f"SAEs by {ranking.by}",
         ("SAE",),
-        ("L0", "FVU", "I_CDF", "reversed", "shuffled", "excess", *(f"L0>{t}" for t in thresholds)),
+        ("L0", "FVU", "I_CDF", "reversed", "excess", "L0>0.2"),  # contrast.json has the rest; a terminal is narrow
         ("",),
     )
     for name in ranking.saes:
         p = place[name]
-        values = (p.i_cdf, p.i_cdf_reversed, p.i_cdf_shuffled, p.i_cdf_excess)
         table.add_row(
             name,
             f"{p.l0:.1f}",
             f"{p.fvu_typical:.3f}",
-            *(f"{v:.5f}" for v in values),
-            *(str(p.l0_at[t]) for t in thresholds),
+            *(f"{v:.5f}" for v in (p.i_cdf, p.i_cdf_reversed, p.i_cdf_excess)),
+            str(p.l0_at["0.2"]),
             "picked" if name in picked else "",
         )
     return table

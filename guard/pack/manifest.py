@@ -1,8 +1,9 @@
 """`manifest.toml` and the lines of `latents.jsonl` and `cases.jsonl`: the schema of a pack. No torch, no grpc."""
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -141,7 +142,17 @@ def parse(schema: type[T], values: object, where: object) -> T:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole line)"
         if first["type"] == "extra_forbidden":
-            raise PackError.at(where, key, "an unknown key", f"one of {', '.join(schema.model_fields)}") from None
+            known = _section(schema, first["loc"][:-1]).model_fields
+            raise PackError.at(where, key, "an unknown key", f"one of {', '.join(known)}") from None
         if first["type"] == "missing":
             raise PackError.at(where, key, "nothing", "a value") from None
         raise PackError.at(where, key, repr(first["input"])[:80], first["msg"]) from None
+
+
+def _section(schema: type[BaseModel], path: Sequence[str | int]) -> type[BaseModel]:
+    """The schema of what stands at `path`; numbers in it are places in a list."""
+    for key in path:
+        if isinstance(key, str):
+            kind = schema.model_fields[key].annotation
+            schema = next(k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, BaseModel))
+    return schema

@@ -137,6 +137,11 @@ def test_manifest_changed_by_hand(folder):
             ("colour: found an unknown key, expected one of format, id, version, description, calibrated, model, "
             "pooling, hook_points, heads, sources, files"),
         ),
+        (
+            "[pooling]",
+            "[pooling]\nactivation = 'clip'",
+            "pooling.activation: found an unknown key, expected one of exponent, power",
+        ),
         ("bias = 0.1", "bias = nan", "heads.1.bias: found nan, expected a finite number"),
         ("fvu = 0.25\nl0 = 3.5\ndead_share = 1e-05\n\n[[heads]]", "fvu = inf\nl0 = 3.5\ndead_share = 1e-05\n\n[[heads]]",
          "hook_points.1.fvu: found inf, expected a finite number"),
