@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from guard.cli import lab_report, lab_stages
+from guard.cli import lab_explain, lab_report, lab_simulate, lab_stages
 from guard.cli.options import UsageError
 
 app = typer.Typer(help="Make packs.", no_args_is_help=True, rich_markup_mode=None)
@@ -28,7 +28,7 @@ Examples:
   torchrun --nproc-per-node 4 --no-python \\
       guard lab train --config search --activations runs/activations --out runs/suite
 
-Shipped suites: search (34 SAEs, to choose among), residual (SAEs of the residual stream) and residual-zh (trains them
+Shipped suites: search (44 SAEs, to choose among), residual (SAEs of the residual stream) and residual-zh (trains them
 on to more Chinese, with --from: the SAEs of the shipped pack).
 A run that was stopped goes on from its last checkpoint, also with another number of processes."""
 
@@ -164,6 +164,8 @@ def show(out: Path) -> None:
 
 
 lab_stages.register(app)
+lab_explain.register(app)
+lab_simulate.register(app)
 lab_report.register(app)
 
 
