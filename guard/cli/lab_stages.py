@@ -1,15 +1,12 @@
 """`guard lab fit | evaluate | build`: from trained SAEs and labelled texts to a pack."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from guard.cli import lab_search
-
-if TYPE_CHECKING:
-    from guard.lab.heads.evaluate import Figure
-    from guard.lab.search.contrast import ConceptContrast
+from guard.cli.lab_tables import figures_table
 
 _FIT_EPILOG = """\b
 Examples:
@@ -129,58 +126,3 @@ def build(
 
     made = stages.build(saes=saes, texts=texts, fitted=fitted, manifests=manifests, out=out)
     typer.echo(f"{out}: pack written, hash {made[:12]}")
-
-
-def contrast_table(hook_point: str, contrasts: "list[ConceptContrast]") -> Any:
-    """One SAE's figures: a line for each sub-domain, and one over all pairs."""
-    thresholds = list(contrasts[0].l0_at)
-    table = _table(hook_point, ("sub-domain",), ("pairs", "I_CDF", *(f"L0>{t}" for t in thresholds)), ("best latents",))
-    for c in contrasts:
-        best = zip(c.best_latents[:3], c.best_p[:3], strict=True)
-        table.add_row(
-            "all" if c.domain == "*" else f"{c.domain}/{c.subdomain}".removesuffix("/*"),
-            str(c.pairs),
-            f"{c.i_cdf:.5f}",
-            *(str(c.l0_at[t]) for t in thresholds),
-            ", ".join(f"{latent} ({p:.2f})" for latent, p in best),
-        )
-    return table
-
-
-def figures_table(figures: "list[Figure]") -> Any:
-    """AUROC by head and source in one column for each method, and each head's mean over sources."""
-    columns = list(figures[0].auroc) if figures else []
-    table = _table("AUROC on unseen sources", ("head", "source"), ("positives", "negatives", *columns))
-    heads = {(f.domain, f.head): [g for g in figures if (g.domain, g.head) == (f.domain, f.head)] for f in figures}
-    for (domain, head), found in heads.items():
-        name = f"{domain}.{head.value}"
-        for f in found:
-            source = f"{f.source} (weak negatives)" if f.weak_negatives else f.source
-            shown = [f"{f.auroc[c]:.3f}" for c in columns]
-            table.add_row(name, source, str(f.positives), str(f.negatives), *shown)
-        means = [f"{sum(f.auroc[c] for f in found) / len(found):.3f}" for c in columns]
-        table.add_row(name, "mean", "", "", *means, style="bold", end_section=True)
-    return table
-
-
-def _table(title: str, texts: tuple[str, ...], numbers: tuple[str, ...], last: tuple[str, ...] = ()) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    from guard.cli.terminal import visible
-
-    table = Table(
-        title=Text(visible(title), "bold"),
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-        header_style="dim",
-    )
-    for heading in texts:
-        table.add_column(heading, overflow="fold")
-    for heading in numbers:
-        table.add_column(heading, justify="right")
-    for heading in last:
-        table.add_column(heading, overflow="fold")
-    return table

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -68,16 +69,31 @@ def described(folder: Path) -> ShardSet:
 
 
 def load(folder: Path, index: int) -> dict[str, Tensor]:
-    file = path(folder, index)
-    if not file.exists():
-        raise InvalidInput(f"{file}: absent; the harvest is not complete, run `guard lab harvest` again")
-    return load_file(file)
+    return load_file(_existing(folder, index))
+
+
+def load_each(folder: Path, key: str) -> list[Tensor] | None:
+    """The named tensor of every shard; None where they hold none of that name."""
+    parts = []
+    for index in range(described(folder).shard_count):
+        with safe_open(_existing(folder, index), "pt") as shard:
+            if key not in shard.keys():  # noqa: SIM118 - not a mapping, keys() is all it has
+                return None
+            parts.append(shard.get_tensor(key))
+    return parts
 
 
 def load_many(folder: Path, indices: Sequence[int], keys: Sequence[str]) -> dict[str, Tensor]:
     """The named tensors of several shards, joined along the tokens."""
     parts = [load(folder, index) for index in indices]
     return {key: torch.cat([part[key] for part in parts]) for key in keys}
+
+
+def _existing(folder: Path, index: int) -> Path:
+    file = path(folder, index)
+    if not file.exists():
+        raise InvalidInput(f"{file}: absent; the harvest is not complete, run `guard lab harvest` again")
+    return file
 
 
 def normaliser(folder: Path, hook_point: str) -> float:

@@ -10,6 +10,7 @@ suite, contrast among it, is in guard.lab.search.stages.
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,17 @@ from guard.lab import harvest as harvesting
 from guard.lab import labelled, shards
 from guard.lab.heads import build as building
 from guard.lab.heads.evaluate import Figure, OutOfFold, cross_fit, figures
-from guard.lab.heads.features import Floats, Ints, LatentStats, PooledTexts, latent_stats, means, pool, text_count
+from guard.lab.heads.features import (
+    STATISTICS_SHARDS,
+    Floats,
+    Ints,
+    LatentStats,
+    PooledTexts,
+    latent_stats,
+    means,
+    pool,
+    text_count,
+)
 from guard.lab.heads.fit import HEADS, Design, FitConfig
 from guard.lab.suite.config import read_config
 from guard.lab.suite.measure import read_reports
@@ -75,7 +86,7 @@ def read_rows(texts: Path) -> list[labelled.Row]:
 
 def statistics(sae: FullSae, saes: Path, activations: Path | None = None) -> LatentStats:
     """Firing rates and scales of one SAE, computed once and kept with it."""
-    file = saes / sae.name / "stats.npz"
+    file = _statistics_file(sae, saes)
     if not file.exists():
         if activations is None:
             raise InvalidInput(f"{file}: absent; run `guard lab contrast` or `guard lab fit` with --activations first")
@@ -86,6 +97,10 @@ def statistics(sae: FullSae, saes: Path, activations: Path | None = None) -> Lat
     return LatentStats(found["firing_rate"], found["scale"], quantiles)
 
 
+def _statistics_file(sae: FullSae, saes: Path) -> Path:
+    return saes / sae.name / "stats.npz"
+
+
 def strengths(
     suite: Sequence[FullSae],
     saes: Path,
@@ -93,22 +108,40 @@ def strengths(
     activations: Path | None = None,
     progress: Progress = lambda _done, _all: None,
 ) -> list[NDArray[np.float16]]:
-    """Mean strengths `[N, d_sae]` of every SAE over the texts: computed once, kept with the SAE, mapped, not loaded."""
+    """Mean strengths `[N, d_sae]` of every SAE over the texts: computed once, kept with the SAE, mapped, not loaded.
+
+    The SAEs of a hook point are pooled together, and kept before those of the next: a killed run loses one hook point.
+    Progress counts the shards that an SAE has encoded.
+    """
     digest = shards.described(texts).sources[0][:12]
     files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
-    absent = [sae for sae in suite if not files[sae.name].exists()]
-    if absent:
-        scales = [statistics(sae, saes, activations).scale for sae in absent]
-        count = text_count(texts)
-        scratch = {sae.name: files[sae.name].with_suffix(".tmp") for sae in absent}
+    absent: dict[str, list[FullSae]] = {}
+    for sae in suite:
+        if not files[sae.name].exists():
+            absent.setdefault(sae.hook_point, []).append(sae)
+    unknown = [sae.name for there in absent.values() for sae in there if not _statistics_file(sae, saes).exists()]
+    total = len(unknown) * STATISTICS_SHARDS + sum(map(len, absent.values())) * shards.described(texts).shard_count
+    done = 0
+
+    def encoded(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(done, total)
+
+    for there in absent.values():
+        scales = []
+        for sae in there:
+            scales.append(statistics(sae, saes, activations).scale)
+            encoded(STATISTICS_SHARDS if sae.name in unknown else 0)
+        scratch = [files[sae.name].with_suffix(".tmp") for sae in there]
         arrays = [
-            np.lib.format.open_memmap(scratch[sae.name], mode="w+", dtype=np.float16, shape=(count, sae.width))
-            for sae in absent
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(text_count(texts), sae.width))
+            for file, sae in zip(scratch, there, strict=True)
         ]
-        pool(absent, scales, texts, arrays, progress)
-        for sae, array in zip(absent, arrays, strict=True):
+        pool(there, scales, texts, arrays, partial(encoded, len(there)))
+        for sae, file, array in zip(there, scratch, arrays, strict=True):
             array.flush()
-            scratch[sae.name].replace(files[sae.name])
+            file.replace(files[sae.name])
     return [np.load(files[sae.name], mmap_mode="r") for sae in suite]
 
 

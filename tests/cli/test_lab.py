@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from guard.cli import lab, lab_stages
+from guard.cli import lab, lab_stages, lab_tables
 from guard.cli.options import UsageError
 from guard.lab.heads.evaluate import Figure
 from guard.lab.search.contrast import ConceptContrast
@@ -57,7 +57,7 @@ def test_contrasts_are_shown_by_sub_domain_with_the_best_latents():
             best_p=[0.9, 0.52, 0.1, 0.0],
         )
 
-    shown = text_of(lab_stages.contrast_table("model.layers.9", [contrast("*", "*"), contrast("violence", "insult")]))
+    shown = text_of(lab_tables.contrast_table("model.layers.9", [contrast("*", "*"), contrast("violence", "insult")]))
     assert shown[0] == "model.layers.9"
     assert shown[1].split() == ["sub-domain", "pairs", "I_CDF", "L0>0.1", "L0>0.5", "best", "latents"]
     assert shown[2].split("  ")[0] == "all"
@@ -85,7 +85,7 @@ def test_figures_are_shown_in_four_columns_with_each_head_s_mean():
         )
 
     shown = text_of(
-        lab_stages.figures_table(
+        lab_tables.figures_table(
             [figure("a", (0.7, 0.8, 0.85, 0.9), weak=False), figure("b", (0.5, 0.6, 0.65, 0.8), weak=True)]
         )
     )

@@ -3,6 +3,7 @@
 import torch
 
 from guard.lab import shards
+from guard.lab.search.rank import CurvePoint, site
 
 POINTS = ("model.layers.1", "model.layers.3")
 
@@ -32,3 +33,31 @@ def synthetic_shards(folder, *, count=6, tokens=256, d_model=16, features=32, ho
             tensors[point] = (3 * codes @ directions[point] + 1.5).bfloat16()
         shards.write(folder, index, tensors)
     return folder
+
+
+def point(layer, l0, i_cdf, *, where="", architecture="batch_topk", width=64, **more):
+    """A point of a suite's curve."""
+    hook_point = f"model.layers.{layer}{where}"
+    return CurvePoint(
+        **{
+            "sae": f"{hook_point}.{architecture}.w{width}.l{l0}",
+            "hook_point": hook_point,
+            "site": site(hook_point),
+            "depth": layer,
+            "architecture": architecture,
+            "width": width,
+            "l0_target": l0,
+            "tokens_trained": 1000,
+            "l0": l0 + 0.5,
+            "fvu": 1 / l0,
+            "fvu_typical": 1 / l0,
+            "i_cdf": i_cdf,
+            "i_cdf_reversed": 0.01,
+            "i_cdf_shuffled": 0.02,
+            "i_cdf_excess": 0.3,
+            "i_cdf_excess_null": 0.1,
+            "l0_at": {"0.05": 9, "0.1": 8, "0.2": 7, "0.3": 6, "0.5": 5},
+            "p_best": i_cdf,
+        }
+        | more
+    )

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from guard.lab import labelled, shards
+from guard.lab.suite.config import Grid, SuiteConfig, write_config
 
 WIDTH = 48
 POINTS = ("model.layers.1", "model.layers.3")
@@ -126,4 +127,5 @@ def write_suite(out):
                 }
             )
     (out / "report.json").write_text(json.dumps(reports))
+    write_config(out / "suite.toml", SuiteConfig(grid=(Grid(hook_points=POINTS, widths=(WIDTH,), l0=(8, 4)),)))
     return out

@@ -1,21 +1,43 @@
 """Candidates: the tests against others' and by hand, false discoveries under the null, and a suite whose truth is known."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest, false_discovery_control, mannwhitneyu
 
 from guard.cli.main import main
 from guard.errors import InvalidInput
-from guard.lab import labelled
+from guard.lab import labelled, shards
 from guard.lab.search import stages
-from guard.lab.search.candidates import Ground, pair_rows
-from guard.lab.search.significance import LEAST_DISCORDANT, pooled, q_values, rank_stratum, sign_test, upper_tail
+from guard.lab.search.candidates import Ground, Question, find
+from guard.lab.search.contrast import pair_rows
+from guard.lab.search.significance import (
+    LEAST_DISCORDANT,
+    pooled,
+    q_values,
+    rank_stratum,
+    sign_test,
+    simes,
+    together,
+    upper_tail,
+)
 from guard.lab.search.splits import balanced, first_half
-from guard.lab.search.surface import bound_to_language, mark
+from guard.lab.search.surface import TokenUse, bound_to_language, mark, token_use
+from guard.lab.suite.measure import SaeReport
+from guard.lab.suite.sae import FullSae
 from tests.lab import planted
+
+
+def report(name):
+    """Of an SAE whose hook point is its name's."""
+    return SaeReport(
+        name=name, hook_point=name, architecture="batch_topk", width=8, l0_target=4, tokens_trained=0, fvu=0, fvu_typical=0,
+        outlier_share=0, l0=4, dead_share=0, threshold=0,
+    )  # fmt: skip
 
 
 def test_the_sign_test_is_the_exact_binomial_one():
@@ -95,6 +117,31 @@ def test_one_source_s_quirk_is_not_significant():
     assert pooled(steady)[1][0] < 1e-9
 
 
+def test_two_translations_of_one_source_count_once():
+    """The same 400 texts twice, as a latent that reads both languages alike sees them, beside another source."""
+    rng = np.random.default_rng(5)
+    positive = np.arange(400) < 200
+    fires = (rng.random((400, 300)) < 0.3).astype(np.float16)
+    other = rank_stratum((rng.random((400, 300)) < 0.3).astype(np.float16), positive)
+    one = rank_stratum(fires, positive)
+    twice = together([one, one])
+    for name in ("weight", "shift", "variance", "third"):
+        np.testing.assert_allclose(getattr(twice, name), getattr(one, name), rtol=1e-9, atol=1e-15)
+    assert twice.fires.tolist() == (2 * one.fires).tolist()
+    np.testing.assert_allclose(pooled([twice, other])[1], pooled([one, other])[1])
+    # Counted as three sources, the translated one would be surer than it is.
+    assert (pooled([one, one, other])[1] <= 0.01).mean() > (pooled([twice, other])[1] <= 0.01).mean()
+
+
+def test_one_p_for_the_questions_of_a_latent():
+    nan = np.nan
+    p = np.array([[0.01, 0.04, nan, nan], [0.3, 0.05, 0.02, nan], [0.5, 0.06, 0.9, nan]])
+    # 3 * 0.01 / 1; 3 * 0.06 / 3; 2 * 0.02 / 1; nothing asked.
+    assert simes(p).tolist() == pytest.approx([0.03, 0.06, 0.04, nan], nan_ok=True)
+    # Under any dependence: times 1 + 1/2 + 1/3, or 1 + 1/2 where two were asked.
+    assert simes(p, "by").tolist() == pytest.approx([0.055, 0.11, 0.06, nan], nan_ok=True)
+
+
 def test_q_values_are_benjamini_s():
     p = np.array([[0.01, np.nan, 0.04], [0.03, 0.5, 0.002]])
     known = p[~np.isnan(p)]
@@ -117,6 +164,36 @@ def test_false_discoveries_stay_under_the_rate():
         false, found = false + int((chosen & ~real).sum()), found + int(chosen.sum())
     assert found > 30 * 40
     assert false / found < 0.06
+
+
+def test_of_the_latents_found_in_a_domain_the_rate_is_false():
+    """Forty latents answer twenty questions each, and four hundred none: that many tags must not let more latents in."""
+    rng = np.random.default_rng(6)
+    questions = [Question("violence", f"s{i}", "contrast") for i in range(20)]
+    reports = [report("model.layers.1.a"), report("model.layers.1.b")]
+    false, found, loose = 0, 0, 0
+    for _ in range(20):
+        p = rng.random((2, 20, 400))
+        p[0, :, :40] **= 20
+        kept = find(reports, questions, list(p), fdr=0.05, control="bh")
+        latents = [f.tagged.any(axis=0) for f in kept]
+        false, found = false + int(latents[0][40:].sum() + latents[1].sum()), found + int(sum(x.sum() for x in latents))
+        assert all((f.latent_q[f.tagged] <= 0.05).all() for f in kept)
+        loose += int((kept[0].q <= 0.05).any(axis=0)[40:].sum() + (kept[1].q <= 0.05).any(axis=0).sum())
+    assert found > 20 * 35
+    assert false / found < 0.06
+    assert loose / found > 0.3  # what taking every latent with a tag at 5% would have let in
+
+
+def test_tags_of_a_latent_that_is_found():
+    questions = [Question("violence", s, "contrast") for s in ("a", "b")] + [Question("terror", "*", "contrast")]
+    p = np.array([[0.001, 0.2, 0.012, 0.9], [0.9, 0.9, 0.013, np.nan], [0.9, 0.001, 0.9, 0.9]])
+    (found,) = find([report("model.layers.1")], questions, [p], fdr=0.03, control="bh")
+    # Simes: 0.002, 0.4, 0.013, 0.9; q of the latents: 0.008, 0.4 * 4 / 3, 0.026, 0.9.
+    assert found.latent_q[0].tolist() == pytest.approx([0.008, 1.6 / 3, 0.026, 0.9])
+    # Neither question of the third has q <= 0.03 among seven: it keeps the one of the smaller p.
+    assert found.q[0, 2] == pytest.approx(0.013 * 7 / 3)
+    assert found.tagged.tolist() == [[True, False, True, False], [False] * 4, [False, True, False, False]]
 
 
 def test_groups_are_dealt_out_so_that_every_head_is_on_both_sides():
@@ -148,19 +225,65 @@ def test_a_latent_bound_to_a_language():
 
 
 def test_what_is_marked_as_a_surface_form():
-    token = mark(0.9, 12, "", by_contrast=False)
-    assert (token.surface, token.why) == (True, "90% of its firings on token 12")
-    both = mark(0.5, 12, "zh", by_contrast=False)
-    assert (both.surface, both.why) == (True, "50% of its firings on token 12; fires on both sides of zh pairs")
-    spoken_for = mark(0.9, 12, "", by_contrast=True)
+    def marked(share, coverage, lang="", *, by_contrast=False):
+        found = mark(TokenUse(12, share, coverage), lang, by_contrast=by_contrast)
+        return found.surface, found.why
+
+    assert marked(0.9, 0.8) == (True, "90% of its firings on token 12, on 80% of its occurrences")
+    # A pair parts the word with the concept: it cannot speak for a latent of one word.
+    told = "90% of its firings on token 12, on 80% of its occurrences; but its pairs tell the concept"
+    assert marked(0.9, 0.8, by_contrast=True) == (True, told)
+    # On a token, but only where something else is so.
+    assert marked(0.9, 0.2) == (False, "90% of its firings on token 12, on 20% of its occurrences")
+    assert marked(0.4, 1.0) == (False, "")
+    assert marked(0.4, 1.0, "zh") == (True, "fires on both sides of zh pairs")
+    spoken_for = "fires on both sides of zh pairs; but its pairs tell the concept"
+    assert marked(0.4, 1.0, "zh", by_contrast=True) == (False, spoken_for)
+    both = "50% of its firings on token 12, on 50% of its occurrences; fires on both sides of zh pairs"
+    assert marked(0.5, 0.5, "zh") == (True, both)
+
+
+def test_what_is_said_of_a_latent_whose_tokens_are_not_known():
+    unknown = mark(None, "", by_contrast=False, unknown="fired too rarely to say")
+    assert (unknown.surface, unknown.why) == (None, "fired too rarely to say")
+    assert mark(None, "zh", by_contrast=False).surface is True
+    spoken_for = mark(None, "zh", by_contrast=True)
     assert (spoken_for.surface, spoken_for.why) == (
-        False,
-        "90% of its firings on token 12; but its pairs tell the concept",
+        None,
+        "fires on both sides of zh pairs; but its pairs tell the concept; tokens not known",
     )
-    assert mark(0.2, 12, "", by_contrast=False).surface is False
-    unknown = mark(None, 0, "", by_contrast=False)
-    assert (unknown.surface, unknown.why) == (None, "tokens not known")
-    assert mark(None, 0, "zh", by_contrast=False).surface is True
+
+
+def test_the_tokens_of_a_latent_are_counted_over_all_texts(tmp_path):
+    """Texts stand source by source: what fires in a few of the last shards alone is counted as well."""
+    count, tokens = 9, 40
+    made = shards.ShardSet(
+        model="none", fingerprint={}, hook_points=("h",), d_model=3, dtype="float32", context=64, seed=0,
+        tokens=count * tokens, sources=(), shard_count=count,
+    )  # fmt: skip
+    shards.describe(tmp_path, made)
+    for index in range(count):
+        ids = torch.arange(tokens) % 10  # each of ten tokens four times
+        x = torch.zeros(tokens, 3)
+        x[:, 0] = (index == 7) * (ids < 6)  # 24 firings, on six tokens alike
+        x[:, 1] = (ids == 4).float() + (index == 2) * (ids == 5)  # all 36 of token 4, 4 of 36 of token 5
+        x[:, 2] = (index >= 5) * (ids == 3)  # 16: too few
+        shards.write(tmp_path, index, {"h": x.bfloat16(), "token": ids.int(), "piece": torch.zeros(tokens).int()})
+    eye, zero = torch.eye(3), torch.zeros(3)
+    by_threshold = FullSae("a", "h", eye, zero, zero + 0.5, eye)
+    by_rank = FullSae("b", "h", eye, zero, zero, eye, k=3)
+    chosen = [np.array([1, 2]), np.array([0, 1])]
+    seen = []
+    found = token_use([by_threshold, by_rank], chosen, tmp_path, lambda done, of: seen.append((done, of)))
+    assert found[0] == [TokenUse(4, 0.9, 1.0), None]
+    assert (found[1][0].share, found[1][0].coverage) == (4 / 24, 4 / 36)
+    assert found[1][1] == TokenUse(4, 0.9, 1.0)
+    assert seen == [(1, 2), (2, 2)]
+    with pytest.raises(InvalidInput) as refused:
+        token_use([replace(by_rank, hook_point="other")], [np.array([0])], tmp_path)
+    assert str(refused.value) == (
+        f"{tmp_path}: harvested without other; harvest the texts again at the suite's hook points"
+    )
 
 
 def test_rows_without_the_pairs_are_refused():
@@ -219,7 +342,10 @@ def test_planted_latents_are_found_tagged_and_borne_out(suite):
         assert {t["domain"] for t in token["tags"]} == {"terror"}
         assert (token["token"], token["token_coverage"]) == (77, 1.0)
         if sae.endswith(planted.CLEAN):
-            assert (token["surface"], token["why"]) == (True, "100% of its firings on token 77")
+            assert (token["surface"], token["why"]) == (
+                True,
+                "100% of its firings on token 77, on 100% of its occurrences",
+            )
             assert token["token_share"] == 1.0
         else:  # it also fires on nothing in particular
             assert (token["surface"], token["token_share"] < 0.5) == (False, True)
@@ -227,6 +353,16 @@ def test_planted_latents_are_found_tagged_and_borne_out(suite):
         assert len(found) <= 8  # the other 42 latents are noise
         assert found[0]["hook_point"] == sae.rpartition(".")[0]
         assert found[0]["firing_rate"] == 0.125
+
+
+@pytest.mark.parametrize("texts", ["texts", "blind"])
+def test_the_bar_never_runs_back(suite, texts):
+    steps = []
+    out = suite / "bar.jsonl"
+    stages.candidates(saes=suite / "saes", texts=suite / texts, out=out, progress=lambda *s: steps.append(s))
+    assert len({of for _, of in steps}) == 1
+    assert [done for done, _ in steps] == sorted(done for done, _ in steps)
+    assert steps[-1][0] == steps[-1][1]
 
 
 def test_counts_and_precision_on_what_did_not_choose(suite):
@@ -241,6 +377,7 @@ def test_counts_and_precision_on_what_did_not_choose(suite):
     assert set(overall) == {
         ("contrast", "other pairs"), ("contrast", "sources"), ("labelled", "other sources"), ("labelled", "pairs")
     }  # fmt: skip
+    assert all(0 <= p.untested < 1 for p in overall.values())
     assert overall["contrast", "other pairs"].confirmed > 0.9
     assert overall["labelled", "other sources"].confirmed > 0.9
     assert all(p.expected <= 0.05 for p in overall.values())
@@ -269,7 +406,7 @@ def test_the_command(suite, capsys, monkeypatch):
     given = ["lab", "candidates", "--saes", str(suite / "saes"), "--texts", str(suite / "texts"), "--out", str(out)]
     assert main([*given, "--control", "by", "--fdr", "0.01"]) == 0
     shown = capsys.readouterr().out
-    assert "Candidates at 1% false discovery (BY)" in shown
+    assert "Latents found at 1% false discovery of a domain's at a depth (BY)" in shown
     assert f"{out}: {len(out.read_text().splitlines()):,} candidates of 4 SAEs" in shown
     assert main([*given, "--control", "bonferroni"]) == 2
     assert "--control: found 'bonferroni', expected bh or by" in capsys.readouterr().err

@@ -9,46 +9,27 @@ from scipy.stats import spearmanr
 from guard.cli.main import main
 from guard.errors import InvalidInput
 from guard.lab import labelled
+from guard.lab.search import stages
+from guard.lab.search.contrast import ConceptContrast
 from guard.lab.search.detect import (
     PREDICTORS,
     DetectConfig,
     Detection,
     correlations,
+    correlations_of_draws,
     detect,
     judged_rows,
     make_folds,
     rank_correlation,
     resampled,
 )
-from guard.lab.search.rank import CurvePoint, depth, draw_curve, metric, ranked, site
+from guard.lab.search.draw import draw_curve
+from guard.lab.search.rank import check_metric, curve, depth, metric, ranked, site
+from guard.lab.suite.measure import SaeReport
 from tests.lab import planted
+from tests.lab.given import point
 
 PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def point(layer, l0, i_cdf, *, where="", architecture="batch_topk", width=64, **more):
-    hook_point = f"model.layers.{layer}{where}"
-    return CurvePoint(
-        **{
-            "sae": f"{hook_point}.{architecture}.w{width}.l{l0}",
-            "hook_point": hook_point,
-            "site": site(hook_point),
-            "depth": layer,
-            "architecture": architecture,
-            "width": width,
-            "l0_target": l0,
-            "l0": l0 + 0.5,
-            "fvu": 1 / l0,
-            "fvu_typical": 1 / l0,
-            "i_cdf": i_cdf,
-            "i_cdf_reversed": 0.01,
-            "i_cdf_shuffled": 0.02,
-            "i_cdf_excess": 0.3,
-            "i_cdf_excess_null": 0.1,
-            "l0_at": {"0.05": 9, "0.1": 8, "0.2": 7, "0.3": 6, "0.5": 5},
-        }
-        | more
-    )
 
 
 def test_where_a_hook_point_is():
@@ -63,6 +44,25 @@ def test_metrics_of_a_point():
     assert metric(p, "i_cdf_sum") == 16  # 64 latents, each in a quarter of the pairs
     assert metric(p, "i_cdf_net") == pytest.approx(0.2)
     assert metric(p, "l0_0.3") == 6
+
+
+def test_p_best_is_of_each_sub_domain_and_then_their_mean():
+    def found(domain, subdomain, best):
+        return ConceptContrast(
+            sae="a", hook_point="model.layers.3", domain=domain, subdomain=subdomain, pairs=4, i_cdf=0.1,
+            l0_at={}, best_latents=[7, 2], best_p=[best, 0.0],
+        )  # fmt: skip
+
+    contrasts = [
+        found("*", "*", 0.3), found("terror", "*", 0.4), found("terror", "weapons", 0.8),
+        found("terror", "terrorism", 0.4), found("violence", "*", 0.2), found("violence", "insult", 0.3),
+    ]  # fmt: skip
+    report = SaeReport(
+        name="a", hook_point="model.layers.3", architecture="batch_topk", width=8, l0_target=2, tokens_trained=9,
+        fvu=0.2, fvu_typical=0.2, outlier_share=0, l0=2, dead_share=0, threshold=1,
+    )  # fmt: skip
+    assert curve([report], contrasts)[0].p_best == pytest.approx(0.5)  # of 0.8, 0.4 and 0.3
+    assert curve([report], contrasts, "terror")[0].p_best == pytest.approx(0.6)
 
 
 def test_one_configuration_is_picked_by_its_mean_rank_over_the_depths():
@@ -99,9 +99,9 @@ def test_a_suite_of_topk_alone_gives_no_pick():
 
 def test_a_metric_that_is_none_is_refused():
     with pytest.raises(InvalidInput) as refused:
-        ranked([point(1, 8, 0.1)], "fvu")
+        check_metric("fvu")
     assert str(refused.value) == (
-        "by: found 'fvu', expected one of i_cdf, i_cdf_excess, i_cdf_net, i_cdf_sum, l0_0.05, l0_0.1, l0_0.2, l0_0.3, l0_0.5"
+        "by: found 'fvu', expected one of p_best, i_cdf, i_cdf_excess, i_cdf_net, i_cdf_sum, l0_0.05, l0_0.1, l0_0.2, l0_0.3, l0_0.5"
     )
 
 
@@ -124,6 +124,56 @@ def test_rank_correlation_is_spearman_s_and_within_strata_ignores_what_lies_betw
     assert np.isnan(rank_correlation(np.ones(6), y, np.zeros(6, dtype=int)))
 
 
+def test_a_stratum_that_holds_more_counts_by_its_members_not_by_its_longer_ranks():
+    """Four in order and two in reverse. Centred ranks over the size: sum of squares 5/16 = 0.3125, and 0.5/4 = 0.125."""
+    x, y = np.array([1, 2, 3, 4, 1, 2.0]), np.array([1, 2, 3, 4, 2, 1.0])
+    assert rank_correlation(x, y, np.array([0, 0, 0, 0, 1, 1])) == pytest.approx((0.3125 - 0.125) / (0.3125 + 0.125))
+
+
+def test_a_draw_correlates_as_if_its_members_stood_there_as_often_as_drawn():
+    rng = np.random.default_rng(1)
+    x, y = rng.integers(0, 5, (2, 9)).astype(float), rng.integers(0, 5, 9).astype(float)
+    strata = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2])
+    times = np.array([[1, 1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 2, 0, 0, 0, 1, 1], [0, 3, 1, 0, 1, 0, 2, 1, 1]])
+    found = correlations_of_draws(x, y, strata, times)
+    for b, repeats in enumerate(times):
+        there = np.repeat(np.arange(9), repeats)
+        assert found[:, b] == pytest.approx(rank_correlation(x[:, there], y[there], strata[there]))
+
+
+def test_saes_of_one_hook_point_are_no_independent_witnesses():
+    """Six hook points of eight SAEs that hardly differ: the interval is that of six, not that of 48."""
+    rng = np.random.default_rng(0)
+    quality, luck = rng.random(6), rng.random(6)
+
+    def interval(copies):
+        points, detections = [], []
+        for i in range(6):
+            for j in range(copies):
+                near = 1e-6 * j
+                points.append(point(i, 8, quality[i] + near, sae=f"s{i}.{j}", fvu_typical=rng.random()))
+                detections.append(
+                    Detection(sae=f"s{i}.{j}", auroc=luck[i] + near, by_domain={}, by_head={}, by_source={})
+                )
+        found = correlations({"*": points}, detections)
+        return next(c for c in found if (c.scope, c.predictor) == ("suite", "i_cdf"))
+
+    one, many = interval(1), interval(8)
+    assert (one.units, many.units, many.saes) == (6, 6, 48)
+    widths = [c.interval[1] - c.interval[0] for c in (one, many)]
+    assert widths[0] > 1
+    assert widths[1] == pytest.approx(widths[0], rel=0.25)
+
+
+def test_two_hook_points_are_too_few_for_an_interval():
+    points = [point(i % 2, 8 + i, 0.1 * i, sae=f"s{i}") for i in range(8)]
+    detections = [
+        Detection(sae=f"s{i}", auroc=0.5 + 0.01 * i, by_domain={}, by_head={}, by_source={}) for i in range(8)
+    ]
+    found = next(c for c in correlations({"*": points}, detections) if c.predictor == "i_cdf")
+    assert (found.rho, found.interval, found.over) == (pytest.approx(1), None, {})
+
+
 def test_resampling_stays_inside_strata():
     strata = np.array([0, 1, 0, 1, 1])
     drawn = resampled(strata, 50)
@@ -136,7 +186,7 @@ def test_a_metric_that_predicts_beats_those_that_do_not():
     rng = np.random.default_rng(0)
     quality = rng.random(24)
     points = [
-        point(1 + i % 3, 8 * rng.random(), q, sae=f"s{i}", fvu=rng.random(), i_cdf_excess=rng.random())
+        point(1 + i % 6, 8 * rng.random(), q, sae=f"s{i}", fvu_typical=rng.random(), i_cdf_excess=rng.random())
         for i, q in enumerate(quality)
     ]
     detections = [
@@ -149,9 +199,9 @@ def test_a_metric_that_predicts_beats_those_that_do_not():
         best = found[scope, "i_cdf"]
         assert (best.rho, best.saes) == (pytest.approx(1), 24)
         assert best.interval[0] > 0.99
-        assert best.over["-fvu"][1] > 0  # the whole interval of the difference
+        assert best.over["-fvu_typical"][1] > 0  # the whole interval of the difference
         assert best.over["l0"][1] > 0
-        other = found[scope, "-fvu"]
+        other = found[scope, "-fvu_typical"]
         assert other.interval[0] < other.rho < other.interval[1]
         assert other.interval[0] < 0.3
         # Latents over a threshold are the same for all: tied, so nothing can be said.
@@ -194,6 +244,34 @@ def test_a_source_s_own_quirk_does_not_help_to_detect_in_it():
     strength[:, 1:] = np.random.default_rng(0).random((len(rows), 2)) < 0.5
     found = detect("quirk", rows, strength, make_folds(rows, 4), DetectConfig(latents=3, folds=4))
     assert found.by_source["violence.harm"]["left"] < 0.75
+
+
+def test_each_head_has_no_more_latents_than_it_was_given():
+    """Forty latents each say a little: two for a head detect less well than all."""
+    rows = planted.made_up_rows()
+    rng = np.random.default_rng(0)
+    harmful = np.array([[bool(r.label_domains)] for r in rows])
+    strength = (rng.random((len(rows), 40)) < 0.3 + 0.2 * harmful).astype(np.float16)
+    folds = make_folds(rows, 2)
+    few, all_ = (detect("s", rows, strength, folds, DetectConfig(latents=n, c=1.0, folds=2)).auroc for n in (2, 40))
+    assert few < 0.75
+    assert all_ > 0.9
+
+
+def test_what_judges_no_head_is_always_fitted_on():
+    """The project's own sentences, and a source without positives, stand in no fold: each fold judges something."""
+    harmless = [row for row in planted.made_up_rows(sources=("calm",)) if not row.label_domains]
+    rows = [*planted.made_up_rows(sources=("left", "right")), *harmless, *labelled.written_rows()]
+    folds = make_folds(rows, 2)
+    assert folds == {"left": 0, "right": 1}
+    # Latent 0 marks terror in the project's own sentences and in one source: the other is judged by what they taught.
+    strength = np.zeros((len(rows), 3), dtype=np.float16)
+    strength[:, 0] = ["terror" in r.label_domains for r in rows]
+    strength[:, 1:] = np.random.default_rng(0).random((len(rows), 2)) < 0.5
+    alone = strength.copy()
+    alone[:, 0] *= [r.source != "left" for r in rows]
+    found = detect("own", rows, alone, folds, DetectConfig(latents=3, folds=2))
+    assert found.by_source["terror.harm"]["right"] > 0.9
 
 
 def test_pairs_and_look_alikes_are_no_part_of_detection():
@@ -240,5 +318,36 @@ def test_the_command_ranks_picks_draws_and_predicts(suite, capsys, monkeypatch):
     assert "Spearman with AUROC on unseen sources, 4 SAEs" in shown
     for name in ("curve.png", "prediction.png"):
         assert (out / name).read_bytes().startswith(PNG)
-    assert main([*given, "--by", "beauty"]) == 1
-    assert "by: found 'beauty', expected one of i_cdf" in capsys.readouterr().err
+    heading = next(line for line in shown.splitlines() if line.startswith("scope"))
+    assert heading.split() == ["scope", "predictor", "Spearman", "lead", "over", "FVU", "lead", "over", "L0"]
+
+
+def test_a_metric_that_is_none_is_refused_before_any_work(tmp_path, capsys):
+    given = [option for name in ("saes", "texts", "out") for option in (f"--{name}", str(tmp_path / name))]
+    assert main(["lab", "contrast", *given, "--by", "beauty"]) == 1
+    assert "by: found 'beauty', expected one of p_best, i_cdf" in capsys.readouterr().err
+
+
+def test_a_killed_detection_goes_on_where_it_was(suite, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("guard.lab.search.detect._BOOTSTRAPS", 20)
+    where = {"saes": suite / "saes", "texts": suite / "texts"}
+    stages.contrast(**where, out=tmp_path)
+    config = DetectConfig(latents=4)
+
+    def killed(done, _all):
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.predict(**where, contrasted=tmp_path, config=config, progress=killed)
+    file = tmp_path / "detections.jsonl"
+    head, first, second = file.read_text().splitlines()
+    marked = json.dumps(json.loads(first) | {"auroc": 0.125})  # so that it can be told from one made anew
+    file.write_text("\n".join([head, marked, second[:40]]))  # killed within a line
+    found = stages.predict(**where, contrasted=tmp_path, config=config).detections
+    assert found[0].auroc == 0.125
+    assert found[1] == Detection.model_validate_json(second)
+    assert len(found) == len(file.read_text().splitlines()) - 1 == 4
+    # Another setting is another detection.
+    assert stages.predict(**where, contrasted=tmp_path, config=DetectConfig(latents=5)).detections[0].auroc != 0.125

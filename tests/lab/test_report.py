@@ -13,14 +13,16 @@ from safetensors.torch import save_file
 from guard.cli.main import main
 from guard.lab import labelled, shards
 from guard.lab.report import reading, stimuli
-from guard.lab.report.data import Candidate, Tag
+from guard.lab.report.blocks import comparable
+from guard.lab.search.candidates import Candidate, Tag
+from guard.lab.suite.measure import SaeReport
 from guard.reader import weights
 
 POINTS = ("model.layers.1", "model.layers.3", "model.layers.3.mlp")
 WIDTH = 48
 EVIL = '<script>alert("x")</script> & $x$'
 IDS = {
-    "suite", "curve", "prediction", "candidates", "tags", "entities", "languages", "language_candidates", "landscape",
+    "suite", "curve", "prediction", "found", "precision", "candidates", "tags", "entities", "languages", "language_candidates", "landscape",
     "known", "names",
 }  # fmt: skip
 
@@ -57,7 +59,8 @@ def runs(model, tmp_path_factory):
     names = [write_sae(folder / "suite", seen.x[p].float(), p, l0, generator) for p in POINTS for l0 in (2, 6)]
     reports = [sae_report(name, point, l0) for name, (point, l0) in zip(names, places(), strict=True)]
     (folder / "suite" / "report.json").write_text(json.dumps(reports))
-    (folder / "candidates.jsonl").write_text("".join(json.dumps(c) + "\n" for c in made_up_candidates(names)))
+    (folder / "candidates.jsonl").write_text("".join(json.dumps(c) + "\n" for c in made_up_candidates(names[:-1])))
+    (folder / "candidates.summary.json").write_text(json.dumps(made_up_summary(names)))
     write_contrast(folder / "contrast", reports)
     rows = labelled.lookalike_rows()[:5]
     (folder / "texts").mkdir()
@@ -114,30 +117,49 @@ def sae_report(name, point, l0):
 
 
 def made_up_candidates(names):
-    """Eight an SAE: six with one domain, one with two, one that does not hold at 5%."""
+    """Seven an SAE: six with one domain, one with two."""
     result = []
-    for name, (point, _) in zip(names, places(), strict=True):
-        for latent in range(8):
+    for name in names:
+        for latent in range(7):
             domains = ["politics", "terror"] if latent == 6 else [("violence", EVIL)[latent % 2]]
             tags = [
                 {"domain": d, "subdomain": "insult" if d == "violence" else "*", "evidence": "contrast", "effect": 0.2,
-                 "p": 0.001, "q": 0.2 if latent == 7 else 0.01}
+                 "p": 0.001, "q": 0.02, "latent_q": 0.01}
                 for d in domains
             ]  # fmt: skip
             result.append(
-                {"hook_point": point, "sae": name, "latent": latent, "tags": tags, "surface": (True, False, None)[latent % 3],
-                 "why": "", "firing_rate": 0.01}
+                {"hook_point": name.partition(".batch_topk")[0], "sae": name, "latent": latent, "tags": tags, "surface": (True, False, None)[latent % 3],
+                 "why": "", "token": None, "token_share": None, "token_coverage": None, "firing_rate": 0.01}
             )  # fmt: skip
     return result
 
 
+def made_up_summary(names):
+    """Of a search at 10%, among the last of whose SAEs nothing was found."""
+    shared = {"by_contrast": 3, "by_labels": 2, "by_both": 1, "surface": 1}
+    counts = [
+        {"domain": d, "subdomain": "*", "depth": depth, "latents": WIDTH * n, "found": found, **shared}
+        for d, depth, n, found in (("violence", 1, 2, 6), ("violence", 3, 4, 9), ("politics", 1, 2, 2), ("politics", 3, 4, 3))
+    ]  # fmt: skip
+    judged = {"chosen_by": "contrast", "judged_on": "other pairs"}
+    precision = [
+        {"domain": "violence", "depth": 1, **judged, "chosen": 8, "untested": 0.25, "confirmed": 0.5, "expected": 0.03},
+        {"domain": "*", "depth": None, **judged, "chosen": 8, "untested": 0.25, "confirmed": 0.5, "expected": 0.03},
+        {"domain": "*", "depth": None, "chosen_by": "labelled", "judged_on": "pairs", "chosen": 0, "untested": None, "confirmed": None, "expected": None},
+    ]  # fmt: skip
+    return {
+        "fdr": 0.1, "control": "by", "saes": names, "pairs": 850, "strata": {}, "halves": {"first": ["a"], "second": ["b", "c"]},
+        "tokens_known": True, "counts": counts, "precision": precision,
+    }  # fmt: skip
+
+
 def write_contrast(folder, reports):
     folder.mkdir()
-    shared = ("hook_point", "architecture", "width", "l0_target", "l0", "fvu", "fvu_typical")
+    shared = ("hook_point", "architecture", "width", "l0_target", "tokens_trained", "l0", "fvu", "fvu_typical")
     curve = [
         {key: r[key] for key in shared}
         | {"sae": r["name"], "site": "", "depth": 1, "i_cdf": 0.01 * r["l0"], "i_cdf_reversed": 0, "i_cdf_shuffled": 0,
-           "i_cdf_excess": 0, "i_cdf_excess_null": 0, "l0_at": {}}
+           "i_cdf_excess": 0, "i_cdf_excess_null": 0, "l0_at": {}, "p_best": 0.5}
         for r in reports
     ]  # fmt: skip
     (folder / "curve.json").write_text(json.dumps(curve))
@@ -147,7 +169,8 @@ def write_contrast(folder, reports):
             {"sae": r["name"], "auroc": 0.75, "by_domain": {}, "by_head": {}, "by_source": {}} for r in reports
         ],
         "correlations": [
-            {"target": "*", "scope": "suite", "predictor": "i_cdf", "saes": 6, "rho": 0.4, "interval": [0.1, 0.6], "over": {}}
+            {"target": "*", "scope": "suite", "predictor": "p_best", "saes": 6, "units": 3, "rho": 0.4,
+             "interval": [0.1, 0.6], "over": {"-fvu_typical": [0.3, 0.1, 0.5], "l0": [0.1, -0.2, 0.3]}}
         ],
     }  # fmt: skip
     (folder / "prediction.json").write_text(json.dumps(prediction))
@@ -259,19 +282,50 @@ def test_figures_of_the_page_are_those_of_the_data(made):
     assert "not measured" in articles["suite"]
     counts = {(r["sae"], r["domain"], r["subdomain"]): r["candidates"] for r in data["candidates"]["rows"]}
     first = f"{POINTS[0]}.batch_topk.w48.l2"
-    assert counts[first, "*", "*"] == 7  # the eighth does not hold at 5%
+    assert counts[first, "*", "*"] == 7
     assert counts[first, "violence", "*"] == counts[first, "violence", "insult"] == 3
     assert counts[first, "politics", "*"] == counts[first, "terror", "*"] == 1
-    tags = {r["sae"]: r for r in data["tags"]["rows"]}[first]
+    tags = tags_of(data, first)
     assert (tags["domains"], tags["surface"], tags["not_surface"], tags["surface_unknown"]) == (
         {"1": 6, "2": 1},
         3,
         2,
         2,
     )
-    assert data["tags"]["finding"].startswith("6 of 42 candidates (14%) carry several domains")
+    # Nothing was found in the last SAE: the mean of its output is over both that stand there.
+    last = f"{POINTS[2]}.batch_topk.w48.l6"
+    assert counts[last, "*", "*"] == tags_of(data, last)["candidates"] == 0
+    assert cells(page, "candidates", "all") == ["7.0", "7.0", "3.5"]
+    assert data["tags"]["finding"].startswith("5 of 35 candidates (14%) carry several domains")
     assert data["landscape"]["n"] == {"candidates": 21, "maps": 3}
-    assert data["prediction"]["finding"].startswith("The rank correlation of i_cdf with detection is 0.40 [0.10, 0.60]")
+    assert data["prediction"]["finding"] == (
+        "The rank correlation of p_best with detection is 0.40 [0.10, 0.60] over the suite: "
+        "ahead of FVU and not clearly apart from L0."
+    )
+
+
+def tags_of(data, sae):
+    return {row["sae"]: row for row in data["tags"]["rows"]}[sae]
+
+
+def cells(page, article, first):
+    """The numbers of the article's row that begins with a word."""
+    (part,) = re.findall(rf'<article id="{article}">.*?</article>', page, re.DOTALL)
+    found = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", part, re.DOTALL)]
+    return next(row for row in found if row and row[0] == first)[1:]
+
+
+def test_what_was_found_and_how_much_of_it_holds(made):
+    page, data = made
+    assert data["found"]["finding"] == "Most are found for violence at layer 1: 6 of 96 latents."
+    assert "10% are false (BY, over latents)" in data["found"]["caption"]
+    assert cells(page, "found", "violence") == ["1", "96", "6", "3", "2", "1", "1"]
+    assert data["precision"]["finding"] == (
+        "Of 8 tags that half of the pairs chose, on the other half, 50% are confirmed (3% by chance; 25% cannot be tested "
+        "there)."
+    )
+    assert cells(page, "precision", "violence") == ["contrast", "other pairs", "1", "8", "25%", "50%", "3%"]
+    assert cells(page, "precision", "all")[:4] == ["contrast", "other pairs", "all", "8"]
 
 
 def test_what_the_sentences_show_is_counted_for_every_sae(made):
@@ -300,9 +354,10 @@ def test_the_page_says_what_it_was_made_from_and_not_where_or_when(made, runs, m
     page, data = made
     provenance = data["provenance"]
     assert (provenance["suite"], provenance["model"], provenance["saes"]) == ("suite", "tiny", 6)
-    assert provenance["candidates"] == 42
+    assert (provenance["candidates"], provenance["fdr"]) == (35, 0.1)
     assert provenance["model_fingerprint"] == weights.fingerprint(model)
     assert provenance["texts_digest"][:12] in page
+    assert "35 at 10% false discovery" in page
     everything = page + json.dumps(data)
     assert str(runs) not in everything
     assert str(model) not in everything
@@ -325,6 +380,7 @@ def changed_candidate(runs, tmp_path, **changed):
     line = json.loads((runs / "candidates.jsonl").read_text().splitlines()[0]) | changed
     file = tmp_path / "changed.jsonl"
     file.write_text(json.dumps(line) + "\n")
+    shutil.copy(runs / "candidates.summary.json", tmp_path / "changed.summary.json")
     return file
 
 
@@ -355,8 +411,22 @@ def test_files_that_are_absent_or_do_not_go_together_are_named(runs, tmp_path, c
     assert error(candidates=changed_candidate(runs, tmp_path, latent="x")).startswith(
         f"guard: error: {tmp_path}/changed.jsonl:1: latent: Input should be a valid integer"
     )
-    assert error(candidates=changed_candidate(runs, tmp_path, tags=[])) == (
-        f"guard: error: {tmp_path}/changed.jsonl: holds no candidate at 5% false discovery\n"
+    assert error(candidates=changed_candidate(runs, tmp_path, tags=[])).startswith(
+        f"guard: error: {tmp_path}/changed.jsonl:1: tags: List should have at least 1 item"
+    )
+    (tmp_path / "changed.jsonl").write_text("")
+    assert error(candidates=tmp_path / "changed.jsonl") == (
+        f"guard: error: {tmp_path}/changed.jsonl: holds no candidate\n"
+    )
+    (tmp_path / "changed.summary.json").unlink()
+    assert error(candidates=tmp_path / "changed.jsonl") == (
+        f"guard: error: {tmp_path}/changed.summary.json: found no such file; make one with `guard lab candidates`\n"
+    )
+    other = made_up_summary(["other"])
+    changed_candidate(runs, tmp_path)
+    (tmp_path / "changed.summary.json").write_text(json.dumps(other))
+    assert error(candidates=tmp_path / "changed.jsonl") == (
+        f"guard: error: {tmp_path}/changed.jsonl: made from SAE other, expected one of {runs}/suite/report.json\n"
     )
 
 
@@ -368,15 +438,35 @@ def test_another_model_than_that_of_the_texts_is_refused(runs, model_folder, tmp
     )
 
 
-def test_a_candidates_domains_are_those_that_hold_the_surest_first():
+def test_a_candidates_domains_are_given_the_surest_first():
     tags = [
         ("violence", "insult", 0.04),
         ("terror", "weapons", 0.01),
-        ("terror", "*", 0.03),
-        ("politics", "cult", 0.06),
+        ("terror", "*", 0.01),
     ]
     candidate = Candidate(
-        hook_point="h", sae="s", latent=1, tags=tuple(Tag(domain=d, subdomain=s, q=q) for d, s, q in tags)
-    )
-    assert candidate.domains == ("terror", "violence")
-    assert candidate.subdomains == (("terror", "weapons"), ("violence", "insult"))
+        hook_point="h", sae="s", latent=1, surface=None, why="", token=None, token_share=None, token_coverage=None,
+        firing_rate=0, tags=[
+            Tag(domain=d, subdomain=s, evidence="contrast", effect=0.1, p=0.001, q=0.02, latent_q=q) for d, s, q in tags
+        ],
+    )  # fmt: skip
+    assert candidate.domains == ["terror", "violence"]
+    assert candidate.subdomains == [("terror", "weapons"), ("violence", "insult")]
+
+
+def test_layers_are_compared_by_the_configurations_that_all_of_them_have():
+    def report(layer, architecture, width, site=""):
+        point = f"model.layers.{layer}{site}"
+        name = f"{point}.{architecture}.{width}"
+        return SaeReport.model_validate(
+            sae_report(name, point, 4) | {"name": name, "architecture": architecture, "width": width}
+        )
+
+    everywhere = [report(layer, "batch_topk", 48) for layer in (1, 3, 5)]
+    middle = [report(3, "jumprelu", 48), report(3, "batch_topk", 96)]
+    assert comparable(everywhere + middle) == {r.name for r in everywhere}
+    # Sites are apart. Where nothing stands at every layer, the layers of what stands at the most are compared.
+    patchy = [
+        report(layer, "jumprelu", width, ".mlp") for layer, width in ((1, 48), (3, 48), (3, 96), (5, 96), (3, 24))
+    ]
+    assert comparable(everywhere + middle + patchy) == {r.name for r in [*everywhere, *patchy[:2]]}

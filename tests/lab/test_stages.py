@@ -1,14 +1,17 @@
 """The stages as the command line runs them, on made-up activations of the project's own sentences."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from guard.cli.main import main
-from guard.lab import labelled, shards
+from guard.lab import labelled, shards, stages
 from guard.lab.heads.fit import HEADS
-from guard.lab.suite.config import Grid, SuiteConfig
+from guard.lab.suite.config import Grid, SuiteConfig, read_config
+from guard.lab.suite.measure import read_reports
+from guard.lab.suite.sae import load_suite
 from guard.lab.suite.train import train
 from tests.lab.given import POINTS, synthetic_shards
 
@@ -77,6 +80,48 @@ def guard(capsys, monkeypatch, *arguments):
     status = main([str(a) for a in arguments])
     found = capsys.readouterr()
     return status, found.out, found.err
+
+
+def test_a_killed_pooling_loses_one_hook_point(runs, tmp_path):
+    saes = shutil.copytree(runs / "saes", tmp_path / "saes")
+    suite = load_suite(saes)
+    said = []
+
+    def killed(done, total):
+        said.append((done, total))
+        if len(said) == 3:  # the second hook point's statistics are there
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.strengths(suite, saes, runs / "texts", runs / "activations", killed)
+    # Ten shards of activations for the statistics of either, and one of texts.
+    assert said == [(10, 22), (11, 22), (21, 22)]
+    kept = [file.parent.name for file in saes.glob("*/strength-*.npy")]
+    assert kept == [suite[0].name]
+    said.clear()
+    first, second = stages.strengths(suite, saes, runs / "texts", progress=lambda *now: said.append(now))
+    assert said == [(0, 1), (1, 1)]
+    assert first.shape == second.shape == (len(stages.read_rows(runs / "texts")), 64)
+
+
+def test_the_picked_configuration_is_trained_on(runs, tmp_path, capsys, monkeypatch):
+    saes = shutil.copytree(runs / "saes", tmp_path / "saes")
+    status, shown, err = guard(
+        capsys, monkeypatch, "lab", "contrast", "--saes", saes, "--texts", runs / "texts", "--out", tmp_path / "contrast",
+        "--activations", runs / "activations",
+    )  # fmt: skip
+    assert status == 0, err
+    picked = tmp_path / "contrast" / "picked.toml"
+    assert f"guard lab train --config {picked} --from {saes} --tokens N" in shown.replace("\n", "")
+    config = read_config(str(picked))
+    assert [spec.name for spec in config.specs] == [f"{point}.batch_topk.w64.l4" for point in POINTS]
+    assert (config.tokens, config.batch) == (3200, 32)
+    status, shown, err = guard(
+        capsys, monkeypatch, "lab", "train", "--config", picked, "--from", saes, "--tokens", 640, "--activations",
+        runs / "activations", "--out", tmp_path / "further",
+    )  # fmt: skip
+    assert status == 0, err
+    assert [report.tokens_trained for report in read_reports(tmp_path / "further")] == [3840, 3840]
 
 
 def test_from_saes_to_figures(runs, capsys, monkeypatch):

@@ -112,6 +112,20 @@ def test_without_token_ids_there_is_no_cross_entropy(tmp_path):
     assert json.loads((tmp_path / "report.json").read_text())[0]["ce"] is None
 
 
+def test_the_model_is_judged_in_the_type_it_was_harvested_in(activations, tmp_path, model_folder):
+    pieces = held_out_pieces(activations, 1, tokens=20)
+    losses = {dtype: Judge(model_folder, pieces, dtype).whole for dtype in ("float32", "bfloat16")}
+    assert losses["float32"] != losses["bfloat16"]
+    for dtype, loss in losses.items():
+        folder = tmp_path / dtype
+        shards.describe(folder, shards.described(activations).model_copy(update={"dtype": dtype}))
+        for file in activations.glob("shard-*"):
+            (folder / file.name).symlink_to(file)
+        write_reports(folder, [save_sae(folder, POINTS[0], silent(torch.zeros(576)))])
+        add_recovered(folder, folder, 1, tokens=20)
+        assert json.loads((folder / "report.json").read_text())[0]["ce"]["model"] == loss
+
+
 def test_another_model_than_the_one_harvested_is_refused(activations, tmp_path, model_folder):
     described = shards.described(activations).model_copy(update={"fingerprint": {"weights": "0", "tokenizer": "0"}})
     for file in activations.glob("shard-*"):

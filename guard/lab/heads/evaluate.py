@@ -89,7 +89,7 @@ def cross_fit(
 
 def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") -> float:
     """The share of the probe in the combined head that served best on the sources, `without` one to be judged."""
-    judged = [(s, rows) for s, rows, _ in _judged(design, head) if s != without]
+    judged = [(s, rows) for s, rows, _ in judging_sources(design, head) if s != without]
     y = design.targets[head]
 
     def served(share: float) -> float:
@@ -108,7 +108,7 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
     result = []
     for head in HEADS:
         y = design.targets[head]
-        for source, rows, weak_negatives in _judged(design, head):
+        for source, rows, weak_negatives in judging_sources(design, head):
             combined = mixed(kept, head, probe_share(design, head, kept, without=source))
             scored = {c: (combined if c == "combined" else kept.logits[head, c])[rows] for c in COLUMNS}
             truth = y[rows]
@@ -150,7 +150,7 @@ def standings(found: Sequence[Figure]) -> list[Standing]:
     ]
 
 
-def _judged(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
+def judging_sources(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
     """The sources that can judge a head: name, rows, and whether their negatives are weak ones."""
     y = design.targets[head]
     result = []

@@ -18,7 +18,8 @@ from sklearn.linear_model import LogisticRegression
 
 from guard.errors import InvalidInput
 from guard.lab.heads.features import Floats, PooledTexts
-from guard.lab.labelled import DOMAINS, Row, target
+from guard.lab.labelled import DOMAINS, Row, pairs, target
+from guard.lab.search.contrast import PAIRS, firing_difference, pair_rows
 from guard.records import HeadKind
 
 Bools = NDArray[np.bool_]
@@ -129,7 +130,7 @@ class Design:
         weak = self.weak
         if head[1] is HeadKind.HARM:
             # What a pair says of harm is noisy: half of its texts wish or ask for it, the others speak about it.
-            weak = weak | (self.source == "own_pairs")
+            weak = weak | (self.source == PAIRS)
         weights = np.where(weak, WEAK_WEIGHT, 1.0) * used
         for value in (0, 1):
             chosen = used & (y == value)
@@ -143,16 +144,17 @@ class Design:
 
 
 def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
-    """`p_f` of every latent by domain, over the project's own pairs (see guard.lab.search.contrast)."""
-    place = {row.id: i for i, row in enumerate(design.rows) if row.source == "own_pairs" and used[i]}
-    if not place:
-        return {}  # the pairs themselves are held out
+    """`p_f` less `p_f` reversed of every latent by domain, over the project's own pairs; none where they are held out.
+
+    See guard.lab.search.contrast. Raises InvalidInput where some of the pairs are missing.
+    """
+    if not (used & (design.source == PAIRS)).any():
+        return {}
     result = {}
     for domain in DOMAINS:
-        ids = [key.removesuffix("/with") for key in place if key.startswith(f"{domain}/") and key.endswith("/with")]
-        with_ = design.fires[[place[f"{i}/with"] for i in ids]]
-        without = design.fires[[place[f"{i}/without"] for i in ids]]
-        result[domain] = ((with_ & ~without).mean(axis=0) - (without & ~with_).mean(axis=0)).astype(np.float32)
+        with_, without = pair_rows(design.rows, [pair for pair in pairs() if pair.domain == domain])
+        forward, backward = firing_difference(design.fires[with_], design.fires[without])
+        result[domain] = forward - backward
     return result
 
 

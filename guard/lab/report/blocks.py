@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, Generic, Protocol, TypeVar
 
+from guard.lab.labelled import DOMAINS
 from guard.lab.report.analysis import Place, place
 from guard.lab.report.data import PlotData
 from guard.lab.report.plots import Line, Panel
 from guard.lab.search.rank import RESIDUAL
-
-DOMAIN_ORDER = ("pornography", "politics", "violence", "terror")
+from guard.lab.suite.measure import SaeReport
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,23 @@ def by_site(rows: Sequence[RowT]) -> dict[str, dict[int, list[RowT]]]:
     return result
 
 
+def comparable(reports: Sequence[SaeReport]) -> set[str]:
+    """SAEs by which layers can be compared: those of the configurations that stand at every layer of their site.
+
+    A configuration is an architecture, a width and an L0. Where none stands at every layer, the one that stands at the
+    most says which layers are compared.
+    """
+    result: set[str] = set()
+    for depths in by_site(reports).values():
+        standing: dict[tuple[str, int, float], dict[int, str]] = {}
+        for depth, there in depths.items():
+            for report in there:
+                standing.setdefault((report.architecture, report.width, report.l0_target), {})[depth] = report.name
+        most = max(standing.values(), key=len).keys()
+        result |= {at[depth] for at in standing.values() if most <= at.keys() for depth in most}
+    return result
+
+
 @dataclass(frozen=True)
 class Measure(Generic[RowT]):
     label: str
@@ -78,7 +95,7 @@ def over_depth(rows: Sequence[RowT], measures: "Sequence[Measure[RowT]]", y: str
 
 def domains_in_order(names: Sequence[str]) -> list[str]:
     """Each once: the four that Guard knows first, then others by name."""
-    return sorted(set(names), key=lambda n: (DOMAIN_ORDER.index(n) if n in DOMAIN_ORDER else len(DOMAIN_ORDER), n))
+    return sorted(set(names), key=lambda n: (DOMAINS.index(n) if n in DOMAINS else len(DOMAINS), n))
 
 
 def percent(part: float, whole: float) -> str:

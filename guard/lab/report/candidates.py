@@ -1,7 +1,7 @@
 """The report's blocks on the candidates: how many there are where, what they carry, and where they point."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -9,19 +9,22 @@ import numpy as np
 from guard.lab.heads.features import Floats
 from guard.lab.report import plots
 from guard.lab.report.analysis import place
-from guard.lab.report.blocks import Block, Table, counted, domains_in_order, hook_points, percent
-from guard.lab.report.data import FDR, Candidate, CandidateCount, MapPoint, PlotData, TagCount
+from guard.lab.report.blocks import Block, Table, comparable, counted, domains_in_order, hook_points, percent
+from guard.lab.report.data import CandidateCount, MapPoint, PlotData, TagCount
 from guard.lab.report.landscape import LEAST, flat_map, like_neighbours
+from guard.lab.search.candidates import Candidate
+from guard.lab.suite.measure import SaeReport
 
 _MAP_POINTS = 600  # of one map, the surest: more cannot be told apart, and make the page heavy
 
 
-def candidate_blocks(candidates: Sequence[Candidate]) -> list[Block]:
-    saes = {c.sae: c.hook_point for c in candidates}
-    return [_domain_block(candidates, saes), _tag_block(candidates, saes)]
+def candidate_blocks(candidates: Sequence[Candidate], searched: Sequence[SaeReport]) -> list[Block]:
+    """`searched`: the SAEs that candidates were looked for in, those without any among them."""
+    saes = {report.name: report.hook_point for report in searched}
+    return [_domain_block(candidates, saes, comparable(searched)), _tag_block(candidates, saes)]
 
 
-def _domain_block(candidates: Sequence[Candidate], saes: Mapping[str, str]) -> Block:
+def _domain_block(candidates: Sequence[Candidate], saes: Mapping[str, str], compared: Collection[str]) -> Block:
     counts: Counter[tuple[str, str, str]] = Counter()
     for c in candidates:
         counts[c.sae, "*", "*"] += 1
@@ -39,11 +42,9 @@ def _domain_block(candidates: Sequence[Candidate], saes: Mapping[str, str]) -> B
         for sae, point in saes.items()
         for d, s in ordered
     ]
-    points = hook_points(rows)
-    mean = {
-        key: [fmean(counts[sae, *key] for sae, point in saes.items() if point == there) for there in points]
-        for key in ordered
-    }
+    points = hook_points([row for row in rows if row.sae in compared])
+    there = [[sae for sae in compared if saes[sae] == point] for point in points]
+    mean = {key: [fmean(counts[sae, *key] for sae in at) for at in there] for key in ordered}
     labels = {key: "all" if key[0] == "*" else key[0] if key[1] == "*" else key[1].replace("_", " ") for key in ordered}
     columns = [place(point).short for point in points]
     drawn = []
@@ -58,9 +59,10 @@ def _domain_block(candidates: Sequence[Candidate], saes: Mapping[str, str]) -> B
     data = PlotData[CandidateCount](
         id="candidates",
         title="Features by domain, layer and sub-domain",
-        caption=f"Latents that hold a domain's or a sub-domain's concept at {FDR:.0%} false discovery: mean count over "
-        "the SAEs of an output. A latent with several tags counts in each of their rows, and once in the row of all.",
-        n={"candidates": len(candidates), "SAEs": len(saes)},
+        caption="Latents that hold a domain's or a sub-domain's concept: mean count over the SAEs of an output, of the "
+        "configurations that stand at every layer. A latent with several tags counts in each of their rows, and once "
+        "in the row of all.",
+        n={"candidates": len(candidates), "SAEs": len(saes), "SAEs compared": len(compared)},
         finding="Most candidates stand at " + ", ".join(f"{where} for {d}" for d, where in peak.items()) + ".",
         rows=rows,
     )
@@ -135,7 +137,7 @@ def landscape_block(chosen: Sequence[tuple[str, Sequence[Candidate], Floats]]) -
             continue
         labels = [c.domains[0] for c in found]
         points = flat_map(directions)
-        tags = [[f"{d}: {s.replace('_', ' ')}" for d, s in c.subdomains] or list(c.domains) for c in found]
+        tags = [[f"{d}: {s.replace('_', ' ')}" for d, s in c.subdomains] or c.domains for c in found]
         titles = [f"{c.hook_point} {c.latent}: {', '.join(t)}" for c, t in zip(found, tags, strict=True)]
         about = f"Decoder directions of {len(found)} candidates of {sae}"
         key = f"map{len(drawn)}"
@@ -146,7 +148,9 @@ def landscape_block(chosen: Sequence[tuple[str, Sequence[Candidate], Floats]]) -
             )
         )
         near, chance = like_neighbours(directions, labels)
-        said.append((near - chance, f"{place(found[0].hook_point).short} ({near:.0%}, by chance {chance:.0%})"))
+        where = place(found[0].hook_point).short
+        told = f"{where}: there {near:.0%} of a candidate's five nearest directions are of its own domain"
+        said.append((near - chance, f"{told} (by chance {chance:.0%})"))
         rows += [
             MapPoint(sae=sae, hook_point=c.hook_point, latent=c.latent, x=x, y=y, domain=c.domains[0], tags=t)
             for c, t, (x, y) in zip(found, tags, points.tolist(), strict=True)
@@ -158,7 +162,7 @@ def landscape_block(chosen: Sequence[tuple[str, Sequence[Candidate], Floats]]) -
         f"PCA and t-SNE (seed 0), coloured by the surest domain; at most {_MAP_POINTS} an output, the surest. Near "
         "means alike; far means little. Hovering shows a latent and its tags.",
         n={"candidates": len(rows), "maps": len(drawn)},
-        finding=f"Of its five nearest directions, a candidate shares its domain with the most at {max(said)[1]}."
+        finding=f"Domains stand apart the most at {max(said)[1]}."
         if said
         else f"No SAE has {LEAST} candidates, so there is no map.",
         rows=rows,
@@ -172,5 +176,5 @@ def most_candidates(candidates: Sequence[Candidate]) -> dict[str, list[Candidate
     for point in hook_points(candidates):
         sae = Counter(c.sae for c in candidates if c.hook_point == point).most_common(1)[0][0]
         found = [c for c in candidates if c.sae == sae]
-        result[sae] = sorted(found, key=lambda c: min((t.q, t.p) for t in c.kept))[:_MAP_POINTS]
+        result[sae] = sorted(found, key=lambda c: min((t.latent_q, t.p) for t in c.tags))[:_MAP_POINTS]
     return result

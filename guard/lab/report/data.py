@@ -5,77 +5,31 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from guard.errors import InvalidInput
+from guard.lab.search.candidates import Candidate
 from guard.lab.search.detect import Prediction
+from guard.lab.search.precision import Summary
 from guard.lab.search.rank import CurvePoint
-from guard.lab.suite.measure import SaeReport
 
-FDR = 0.05
 ReadT = TypeVar("ReadT")
 
 
-class Tag(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    domain: str
-    subdomain: str = ""
-    evidence: str = ""
-    effect: float = 0.0
-    p: float = 1.0
-    q: float
-
-
-class Candidate(BaseModel):
-    """One line of what `guard lab candidates` writes."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-    hook_point: str
-    sae: str
-    latent: int = Field(ge=0)
-    tags: tuple[Tag, ...]
-    surface: bool | None = None
-    firing_rate: float = 0.0
-
-    @property
-    def kept(self) -> tuple[Tag, ...]:
-        return tuple(tag for tag in self.tags if tag.q <= FDR)
-
-    @property
-    def domains(self) -> tuple[str, ...]:
-        """Of the tags that hold at 5% false discovery, the surest first."""
-        return tuple(dict.fromkeys(tag.domain for tag in sorted(self.kept, key=lambda t: (t.q, t.p, -abs(t.effect)))))
-
-    @property
-    def subdomains(self) -> tuple[tuple[str, str], ...]:
-        named = {(tag.domain, tag.subdomain) for tag in self.kept if tag.subdomain not in {"", "*"}}
-        return tuple(sorted(named))
-
-
-def read_candidates(file: Path) -> list[Candidate]:
-    """Those that hold at 5% false discovery. Raises InvalidInput naming the file, the line and the field."""
-    if not file.is_file():
-        raise InvalidInput(f"{file}: found no such file; make one with `guard lab candidates`")
+def read_candidates(file: Path) -> tuple[list[Candidate], Summary]:
+    """Candidates and what stands beside them. Raises InvalidInput naming the file, the line and the field."""
+    summary = file.with_suffix(".summary.json")
+    for absent in (file, summary):
+        if not absent.is_file():
+            raise InvalidInput(f"{absent}: found no such file; make one with `guard lab candidates`")
     found = []
     for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
         try:
-            candidate = Candidate.model_validate_json(line)
+            found.append(Candidate.model_validate_json(line))
         except ValidationError as error:
             first = error.errors()[0]
             raise InvalidInput(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        if candidate.kept:
-            found.append(candidate)
-    return found
-
-
-def read_report(saes: Path) -> list[SaeReport]:
-    """Raises InvalidInput where the suite's report is absent or not one."""
-    file = saes / "report.json"
-    if not file.exists():
-        raise InvalidInput(f"{saes}: holds no report.json; train with `guard lab train` to its end")
-    return _read(file, TypeAdapter(list[SaeReport]))
+    return found, _read(summary, TypeAdapter(Summary))
 
 
 def read_contrast(folder: Path) -> tuple[list[CurvePoint], Prediction | None]:
@@ -120,6 +74,7 @@ class Predicted(BaseModel):
     l0: float
     fvu: float
     i_cdf: float
+    p_best: float
     auroc: float
 
 

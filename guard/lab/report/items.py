@@ -1,6 +1,6 @@
 """The report's block on entities and concepts: at which depth a latent stands for one."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from itertools import compress
 
 import numpy as np
@@ -68,9 +68,11 @@ def count_items(sae: FullSae, items: Sequence[Item], en: Bools, zh: Bools) -> li
     return rows
 
 
-def item_block(rows: Sequence[ItemCount], items: Sequence[Item]) -> Block:
+def item_block(rows: Sequence[ItemCount], items: Sequence[Item], compared: Collection[str]) -> Block:
+    """`compared`: the SAEs of which layers are compared."""
+
     def of(kind: str, lang: str = "en") -> list[ItemCount]:
-        return [row for row in rows if (row.kind, row.lang) == (kind, lang)]
+        return [row for row in rows if (row.kind, row.lang) == (kind, lang) and row.sae in compared]
 
     entities, concepts, chinese = of("entity"), of("concept"), of("entity", "zh")
     share = over_depth(
@@ -94,13 +96,15 @@ def item_block(rows: Sequence[ItemCount], items: Sequence[Item]) -> Block:
         title="Entities and concepts over depth",
         caption="Share of entities (sentences that name them) and of concepts (sentences that show them and never use "
         f"the word) with a latent of their own: one that fires in at least {OWN_SENTENCES} of the item's 6 sentences "
-        f"and in at most {OTHER_SHARE:.0%} of all others of that language. Mean over the SAEs of a layer.",
+        f"and in at most {OTHER_SHARE:.0%} of all others of that language. Mean over the SAEs of a layer, "
+        "of the configurations that stand at every layer.",
         n={
             "entities": sum(item.kind == "entity" for item in items),
             "concepts": sum(item.kind == "concept" for item in items),
             "entities in Chinese": sum(bool(item.zh) for item in items),
             "sentences": sum(len(item.en) + len(item.zh) for item in items),
-            "SAEs": len(entities),
+            "SAEs": len({row.sae for row in rows}),
+            "SAEs compared": len(entities),
         },
         finding=" ".join(findings),
         rows=list(rows),

@@ -1,6 +1,6 @@
 """The report's block on what the model knows: latents that fire on known names and not on invented ones."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -73,13 +73,14 @@ def name_rows(names: Sequence[Named], guessed: Sequence[Guess], fires: Sequence[
     ]
 
 
-def known_blocks(rows: Sequence[KnownRow], named: Sequence[NameRow]) -> list[Block]:
-    return [_latent_block(rows, named), _name_block(rows, named)]
+def known_blocks(rows: Sequence[KnownRow], named: Sequence[NameRow], compared: Collection[str]) -> list[Block]:
+    """`compared`: the SAEs of which layers are compared."""
+    return [_latent_block(rows, named, compared), _name_block(rows, named)]
 
 
-def _latent_block(rows: Sequence[KnownRow], named: Sequence[NameRow]) -> Block:
+def _latent_block(rows: Sequence[KnownRow], named: Sequence[NameRow], compared: Collection[str]) -> Block:
     panels = over_depth(
-        rows,
+        [row for row in rows if row.sae in compared],
         [
             Measure("on known, not on invented", lambda r: float(r.latents), colour=0),
             Measure("on invented, not on known", lambda r: float(r.swapped), True, 1),
@@ -112,7 +113,7 @@ def _latent_block(rows: Sequence[KnownRow], named: Sequence[NameRow]) -> Block:
         f"Invented names also break into more tokens ({tokens['invented']:.1f} on average, known ones "
         f"{tokens['known']:.1f}), so that a latent may mark a common word and no knowledge; rare real names "
         f"({tokens['rare']:.1f} tokens) are the control: a latent of knowledge fires on those that it can complete.",
-        n={"frames": frames, "names": len(named), "SAEs": len(rows)},
+        n={"frames": frames, "names": len(named), "SAEs": len(rows), "SAEs compared": len(compared)},
         finding=f"{counted(found, 'latent')} in {counted(len(rows), 'SAE')} fire on the known and not on the invented; "
         f"{swapped:,} the other way round.{told}",
         rows=list(rows),

@@ -1,7 +1,7 @@
 """The report's blocks on the same queries in English and Chinese: where activations part, and which candidates do."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
@@ -10,9 +10,10 @@ from guard.lab.heads.features import Floats
 from guard.lab.report import plots
 from guard.lab.report.analysis import LANGUAGES, cosine, jaccard, language_of, overlap, place
 from guard.lab.report.blocks import Block, Measure, Table, by_site, hook_points, over_depth
-from guard.lab.report.data import Candidate, LanguageCandidate, LanguageRow, PlotData
+from guard.lab.report.data import LanguageCandidate, LanguageRow, PlotData
 from guard.lab.report.reading import Bools
 from guard.lab.report.stimuli import Translated
+from guard.lab.search.candidates import Candidate
 from guard.lab.suite.sae import FullSae
 
 _LEAST = 3  # queries on which a latent must fire in a language to be counted in it
@@ -48,14 +49,15 @@ def candidates_by_language(
     """One SAE's candidates, over the queries of the domains that each carries."""
     rows = []
     for candidate in candidates:
-        about = [query.domain in candidate.domains for query in queries]
+        domains = candidate.domains
+        about = [query.domain in domains for query in queries]
         en, zh = (int(side[about, candidate.latent].sum()) for side in fired)
         rows.append(
             LanguageCandidate(
                 sae=candidate.sae,
                 hook_point=candidate.hook_point,
                 latent=candidate.latent,
-                domains=list(candidate.domains),
+                domains=domains,
                 queries=sum(about),
                 en=en,
                 zh=zh,
@@ -65,10 +67,13 @@ def candidates_by_language(
     return rows
 
 
-def language_block(rows: Sequence[LanguageRow], tokens: Mapping[str, float], queries: int) -> Block:
-    """`tokens`: mean of a query, by language."""
+def language_block(
+    rows: Sequence[LanguageRow], tokens: Mapping[str, float], queries: int, compared: Collection[str]
+) -> Block:
+    """`tokens`: mean of a query, by language; `compared`: the SAEs of which layers are compared."""
+    drawn_rows = [row for row in rows if row.sae in compared]
     panels = over_depth(
-        rows,
+        drawn_rows,
         [
             Measure("the same query", lambda r: r.jaccard, colour=0),
             Measure("different queries", lambda r: r.jaccard_other, True, 0),
@@ -76,7 +81,7 @@ def language_block(rows: Sequence[LanguageRow], tokens: Mapping[str, float], que
         "Jaccard",
     )
     near = over_depth(
-        rows,
+        drawn_rows,
         [
             Measure("the same query", lambda r: r.cosine, colour=1),
             Measure("different queries", lambda r: r.cosine_other, True, 1),
@@ -84,7 +89,7 @@ def language_block(rows: Sequence[LanguageRow], tokens: Mapping[str, float], que
         "cosine",
     )
     own = over_depth(
-        rows,
+        drawn_rows,
         [
             Measure("by active latents", lambda r: r.jaccard_found, colour=0),
             Measure("by mean activation", lambda r: r.cosine_found, colour=1),
@@ -99,8 +104,8 @@ def language_block(rows: Sequence[LanguageRow], tokens: Mapping[str, float], que
         "whose nearest Chinese one is their own translation (by chance 1 in "
         f"{queries}; for activations, less each language's own mean). A query has {tokens['en']:.0f} tokens in English "
         f"and {tokens['zh']:.0f} in Chinese on average, which alone keeps the overlap below 1.",
-        n={"pairs of queries": queries, "SAEs": len(rows)},
-        finding=" ".join(_meeting(site, depths) for site, depths in by_site(rows).items()),
+        n={"pairs of queries": queries, "SAEs": len(rows), "SAEs compared": len(drawn_rows)},
+        finding=" ".join(_meeting(site, depths) for site, depths in by_site(drawn_rows).items()),
         rows=list(rows),
     )
     drawn = [

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from guard.lab.heads.features import Floats
 from guard.lab.report import stimuli
-from guard.lab.report.data import Candidate, ItemCount, KnownRow, LanguageCandidate, LanguageRow
+from guard.lab.report.data import ItemCount, KnownRow, LanguageCandidate, LanguageRow
 from guard.lab.report.items import count_items, sentences
 from guard.lab.report.known import find_knowing
 from guard.lab.report.languages import candidates_by_language, compare_languages
 from guard.lab.report.reading import Guess, Passage, Seen, guesses, read
+from guard.lab.search.candidates import Candidate
 from guard.lab.suite.sae import FullSae
 
 

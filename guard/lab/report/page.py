@@ -18,18 +18,21 @@ from pydantic import BaseModel
 from guard.errors import InvalidInput
 from guard.lab import shards, stages
 from guard.lab.report import stimuli
-from guard.lab.report.blocks import Block
+from guard.lab.report.blocks import Block, comparable
 from guard.lab.report.candidates import candidate_blocks, landscape_block, most_candidates
-from guard.lab.report.data import Candidate, read_candidates, read_contrast, read_report
+from guard.lab.report.data import read_candidates, read_contrast
+from guard.lab.report.found import found_blocks
 from guard.lab.report.items import item_block
 from guard.lab.report.known import clearest, known_blocks, name_rows
 from guard.lab.report.languages import language_block, language_candidate_block
 from guard.lab.report.live import Found, Stimuli
 from guard.lab.report.plots import SERIES
 from guard.lab.report.suite import curve_block, prediction_block, suite_block
+from guard.lab.search.candidates import Candidate
 from guard.lab.search.detect import Prediction
+from guard.lab.search.precision import Summary
 from guard.lab.search.rank import CurvePoint
-from guard.lab.suite.measure import SaeReport
+from guard.lab.suite.measure import SaeReport, read_reports
 from guard.lab.suite.sae import load_suite
 from guard.reader import weights
 
@@ -51,6 +54,7 @@ class Provenance(BaseModel):
     texts_tokens: int
     texts_digest: str
     candidates: int
+    fdr: float
     candidates_digest: str
     sentences_digest: str  # of the project's own, that were read for the page
 
@@ -75,9 +79,11 @@ def make_report(
 
     Raises InvalidInput for files that are absent, do not read as what they should be, or do not go together.
     """
-    found = read_candidates(candidates)
-    reports = read_report(saes)
-    _check(found, reports, candidates, saes)
+    found, summary = read_candidates(candidates)
+    reports = read_reports(saes)
+    if reports is None:
+        raise InvalidInput(f"{saes}: holds no report.json; train with `guard lab train` to its end")
+    _check(found, summary, reports, candidates, saes)
     contrasted = None if contrast is None else read_contrast(contrast)
     described, rows = shards.described(texts), stages.read_rows(texts)
     folder = weights.resolve(model or described.model)
@@ -90,7 +96,7 @@ def make_report(
     live = Stimuli(folder, list(dict.fromkeys(r.hook_point for r in reports)), described.dtype)
     progress(1, steps, "SAEs")
     seen = _look(live, reports, saes, found, lambda done: progress(1 + done, steps, "SAEs"))
-    sections = _sections(live, seen, reports, found, contrasted, saes)
+    sections = _sections(live, seen, reports, found, summary, contrasted, saes)
     provenance = Provenance(
         suite=saes.resolve().name,
         suite_digest=_digest(saes / "report.json"),
@@ -103,6 +109,7 @@ def make_report(
         texts_tokens=described.tokens,
         texts_digest=described.sources[0],
         candidates=len(found),
+        fdr=summary.fdr,
         candidates_digest=_digest(candidates),
         sentences_digest=stimuli.digest(),
     )
@@ -111,10 +118,14 @@ def make_report(
     return page
 
 
-def _check(candidates: Sequence[Candidate], reports: Sequence[SaeReport], file: Path, saes: Path) -> None:
+def _check(
+    candidates: Sequence[Candidate], summary: Summary, reports: Sequence[SaeReport], file: Path, saes: Path
+) -> None:
     if not candidates:
-        raise InvalidInput(f"{file}: holds no candidate at 5% false discovery")
+        raise InvalidInput(f"{file}: holds no candidate")
     suite = {report.name: report for report in reports}
+    if missing := [name for name in summary.saes if name not in suite]:
+        raise InvalidInput(f"{file}: made from SAE {missing[0]}, expected one of {saes / 'report.json'}")
     for c in candidates:
         if c.sae not in suite:
             raise InvalidInput(f"{file}: sae: found {c.sae!r}, expected one of {saes / 'report.json'}")
@@ -147,6 +158,7 @@ def _sections(
     seen: Found,
     reports: Sequence[SaeReport],
     candidates: Sequence[Candidate],
+    summary: Summary,
     contrasted: tuple[Sequence[CurvePoint], Prediction | None] | None,
     saes: Path,
 ) -> list[Section]:
@@ -160,20 +172,21 @@ def _sections(
         (sae,) = load_suite(saes, [best[0].sae])
         fires = live.fires(sae, best[1].latent)
     named = name_rows(live.names, live.guessed, fires)
+    compared, searched = comparable(reports), [report for report in reports if report.name in summary.saes]
     tokens = {lang: live.tokens(lang) for lang in ("en", "zh")}
     return [
         Section("The suite", suite),
-        Section("Features", candidate_blocks(candidates)),
-        Section("Entities and concepts", [item_block(seen.items, live.items)]),
+        Section("Features", [*found_blocks(summary), *candidate_blocks(candidates, searched)]),
+        Section("Entities and concepts", [item_block(seen.items, live.items, compared)]),
         Section(
             "English and Chinese",
             [
-                language_block(seen.languages, tokens, len(live.queries)),
+                language_block(seen.languages, tokens, len(live.queries), compared),
                 language_candidate_block(seen.by_language),
             ],
         ),
         Section("Landscape", [landscape_block(seen.maps)]),
-        Section("What the model does not know", known_blocks(seen.known, named)),
+        Section("What the model does not know", known_blocks(seen.known, named, compared)),
     ]
 
 

@@ -9,8 +9,8 @@ from guard.lab.report.analysis import place
 from guard.lab.report.blocks import Block, Table, by_site, hook_points
 from guard.lab.report.data import PlotData, Predicted
 from guard.lab.report.plots import Line, Panel
-from guard.lab.search.detect import Correlation, Prediction
-from guard.lab.search.rank import CurvePoint
+from guard.lab.search.detect import RIVALS, Correlation, Interval, Prediction
+from guard.lab.search.rank import BEST, CurvePoint, metric
 from guard.lab.suite.measure import SaeReport
 
 
@@ -71,7 +71,7 @@ def suite_block(reports: Sequence[SaeReport]) -> Block:
         f"{place(hardest).short}, with {means[hardest]:.3f} on average."
     )
     table = Table(
-        ["SAE", "tokens", "L0", "FVU", "FVU, all tokens", "dead", "CE recovered"],
+        ["SAE", "tokens", "L0", "FVU", "FVU, all tokens", "dead", "CE recovered, of nats"],
         [
             [
                 r.name,
@@ -80,7 +80,7 @@ def suite_block(reports: Sequence[SaeReport]) -> Block:
                 f"{r.fvu_typical:.3f}",
                 f"{r.fvu:.3f}",
                 f"{r.dead_share:.1%}",
-                "not measured" if r.ce is None else f"{r.ce.recovered:.1%}",
+                "not measured" if r.ce is None else f"{r.ce.recovered:.1%} of {r.ce.ablated - r.ce.model:.2f}",
             ]
             for r in reports
         ],
@@ -103,13 +103,15 @@ def curve_block(points: Sequence[CurvePoint]) -> Block:
     inner = sum(max(line, key=lambda p: p.i_cdf).sae not in {line[0].sae, line[-1].sae} for line in lines)
     drawn = [
         ("Interpretability", _against_l0(points, lambda p: p.sae, "I_CDF", lambda p: p.i_cdf)),
+        ("Interpretability without chance", _against_l0(points, lambda p: p.sae, "I_CDF net", _net)),
         ("Reconstruction", _against_l0(points, lambda p: p.sae, "FVU", lambda p: p.fvu_typical)),
     ]
     data = PlotData[CurvePoint](
         id="curve",
         title="Interpretability against sparsity",
         caption="The pre-explanation metric I_CDF (mean over latents of the share of contrast pairs on which a latent "
-        "fires with the concept and not without it) beside FVU, both against L0.",
+        "fires with the concept and not without it), the same less the reverse and less what chance leaves of that "
+        "(the more latents fire, the more of them part two texts by chance), and FVU, all against L0.",
         n={"SAEs": len(points)},
         finding=f"I_CDF is highest at L0 {best.l0:.1f} ({best.sae}, {best.i_cdf:.4f})"
         + (f"; {inner} of {len(lines)} lines of three SAEs or more peak between their ends." if lines else "."),
@@ -121,10 +123,22 @@ def curve_block(points: Sequence[CurvePoint]) -> Block:
     )
 
 
+def _net(point: CurvePoint) -> float:
+    return metric(point, "i_cdf_net")
+
+
 def prediction_block(points: Sequence[CurvePoint], prediction: Prediction) -> Block:
     auroc = {d.sae: d.auroc for d in prediction.detections}
     rows = [
-        Predicted(sae=p.sae, hook_point=p.hook_point, l0=p.l0, fvu=p.fvu_typical, i_cdf=p.i_cdf, auroc=auroc[p.sae])
+        Predicted(
+            sae=p.sae,
+            hook_point=p.hook_point,
+            l0=p.l0,
+            fvu=p.fvu_typical,
+            i_cdf=p.i_cdf,
+            p_best=p.p_best,
+            auroc=auroc[p.sae],
+        )
         for p in points
         if p.sae in auroc
     ]
@@ -142,35 +156,55 @@ def prediction_block(points: Sequence[CurvePoint], prediction: Prediction) -> Bl
         ]
         panels.append(Panel("", name, "AUROC", drawn, log_x=name == "L0", from_zero=False))
     overall = [c for c in prediction.correlations if c.target == "*" and c.rho is not None]
-    first = overall[0] if overall else None
-    clear = sum(c.interval is not None and (c.interval[0] > 0 or c.interval[1] < 0) for c in overall)
-    finding = (
-        f"The rank correlation of {first.predictor} with detection is {_rho(first)} ({first.scope}); of "
-        f"{len(overall)} correlations over all heads, {clear} have an interval that leaves out 0."
-        if first
-        else "No rank correlation could be taken."
-    )
     data = PlotData[Predicted](
         id="prediction",
         title="Does the metric foresee detection?",
-        caption="AUROC of each SAE's latents on sources held out from the fit (mean over heads) against I_CDF, FVU and "
-        "L0. Below, Spearman's rank correlations over the SAEs with 95% bootstrap intervals.",
+        caption="AUROC of each SAE's latents on sources held out from the fit (mean over heads) against p_best (the "
+        "share of pairs that the best latent parts, mean over sub-domains), I_CDF, FVU and L0. Below, Spearman's rank "
+        "correlations over the SAEs, and how far a predictor's lies above FVU's, and above L0's, whatever their sign; "
+        "95% intervals by bootstrap over whole hook points (within depth: over depths).",
         n={"SAEs": len(rows), "correlations": len(overall)},
-        finding=finding,
+        finding=_foresees(overall),
         rows=rows,
     )
     table = Table(
-        ["predictor", "scope", "SAEs", "rho"], [[c.predictor, c.scope, str(c.saes), _rho(c)] for c in overall], 2
+        ["predictor", "scope", "SAEs", "rho", "lead over FVU", "lead over L0"],
+        [[c.predictor, c.scope, str(c.saes), _rho(c), *(_lead(c, rival) for rival in RIVALS)] for c in overall],
+        2,
     )
     return Block(data, [("", plots.lines(panels, key="prediction", about=data.title))], [("Rank correlations", table)])
 
 
+def _foresees(overall: Sequence[Correlation]) -> str:
+    """Whether the metric that picks foresees detection better than FVU and L0 do, over the suite."""
+    found = [c for c in overall if (c.predictor, c.scope) == (BEST, "suite")]
+    if not found:
+        return f"No rank correlation of {BEST} could be taken."
+    leads = [found[0].over.get(rival) for rival in RIVALS]
+    said = " and ".join(
+        f"{'ahead of' if lead[1] > 0 else 'behind' if lead[2] < 0 else 'not clearly apart from'} {name}"
+        for lead, name in zip(leads, ("FVU", "L0"), strict=True)
+        if lead
+    )
+    return f"The rank correlation of {BEST} with detection is {_rho(found[0])} over the suite: " + (
+        f"{said}." if said else "too few hook points to set it against FVU and L0."
+    )
+
+
 def _rho(c: Correlation) -> str:
-    interval = f" [{c.interval[0]:.2f}, {c.interval[1]:.2f}]" if c.interval is not None else ""
-    return f"{c.rho:.2f}{interval}"
+    return _with_interval(c.rho or 0.0, c.interval)
+
+
+def _lead(c: Correlation, rival: str) -> str:
+    return _with_interval(c.over[rival][0], c.over[rival][1:]) if rival in c.over else "none"
+
+
+def _with_interval(value: float, interval: Interval | None) -> str:
+    return f"{value:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
 _PREDICTORS: dict[str, Callable[[Predicted], float]] = {
+    "p_best": lambda row: row.p_best,
     "I_CDF": lambda row: row.i_cdf,
     "FVU": lambda row: row.fvu,
     "L0": lambda row: row.l0,

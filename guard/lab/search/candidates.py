@@ -1,32 +1,45 @@
 """Candidates: the latents of a suite that hold safety concepts, by contrast pairs and by labelled texts.
 
 Every latent is asked the same questions (does it fire more where domain d, or its sub-domain s, is?), each answered by
-an effect and a p (guard.lab.search.significance); q-values are taken within a domain and a depth, over all of its SAEs,
-latents and questions. A latent carries a tag for every question with `q <= fdr`.
+an effect and a p (guard.lab.search.significance). A domain's questions make one p a latent, and what is found is
+decided among the latents of a domain and a depth, over all of its SAEs: of those found in a domain, a share of `fdr` is
+false. A latent that is found carries a tag for every question of the domain with `q <= fdr`, taken over questions and
+latents alike; or, where there is none, for the question with the smallest p.
 
 All of it is done three times: on everything, for what is kept, and on either half of the pairs and of the groups of
 sources, so that what one half chooses is judged on the other. Besides, what pairs chose is judged on sources, and the
 other way round.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from guard.errors import InvalidInput
 from guard.lab.heads.fit import HEADS
 from guard.lab.labelled import Pair, Row
-from guard.lab.search.contrast import ALL, concepts
+from guard.lab.search.contrast import ALL, concepts, pair_rows
 from guard.lab.search.rank import depth
-from guard.lab.search.significance import LEVEL, Array, Control, Stratum, pooled, q_values, rank_stratum, sign_test
-from guard.lab.search.splits import PAIRS, first_half, split_groups, strata
+from guard.lab.search.significance import (
+    LEVEL,
+    Array,
+    Control,
+    Stratum,
+    pooled,
+    q_values,
+    rank_stratum,
+    sign_test,
+    simes,
+    together,
+)
+from guard.lab.search.splits import first_half, split_groups, strata
 from guard.lab.search.surface import TokenUse, mark
 from guard.lab.suite.measure import SaeReport
 
+LabelledStratum = tuple[str, str, NDArray[np.int64], NDArray[np.bool_]]  # name, group, rows, which are positives
 CONTRAST = "contrast"
 Part = Literal["all", "first", "second"]
 PARTS: tuple[Part, ...] = ("all", "first", "second")
@@ -40,22 +53,33 @@ class Tag(BaseModel):
     evidence: str  # contrast, labelled.harm or labelled.presence
     effect: float
     p: float
-    q: float
+    q: float  # of this question, among all of the domain's by all latents of the depth
+    latent_q: float  # of the latent, among all latents of the depth: at which it would just be found in the domain
 
 
 class Candidate(BaseModel):
-    """One line of the candidates' file. `surface` is None where the shards do not say which token was read."""
+    """One line of the candidates' file. `surface` is None where it is not known which tokens the latent fires on."""
 
     hook_point: str
     sae: str
-    latent: int
-    tags: list[Tag]
+    latent: int = Field(ge=0)
+    tags: list[Tag] = Field(min_length=1)
     surface: bool | None
     why: str
     token: int | None  # the id of the token that it fires on most often,
     token_share: float | None  # its share of the latent's firings,
     token_coverage: float | None  # and the share of its occurrences in which the latent fires
     firing_rate: float
+
+    @property
+    def domains(self) -> list[str]:
+        """The surest first."""
+        by_surety = sorted(self.tags, key=lambda tag: (tag.latent_q, tag.p, -abs(tag.effect)))
+        return list(dict.fromkeys(tag.domain for tag in by_surety))
+
+    @property
+    def subdomains(self) -> list[tuple[str, str]]:
+        return sorted({(tag.domain, tag.subdomain) for tag in self.tags if tag.subdomain != ALL})
 
 
 @dataclass(frozen=True)
@@ -96,10 +120,7 @@ class Ground:
         """Of one SAE, on everything and on either half."""
         with_, without = self.fires(strength)
         forward, backward = with_ & ~without, without & ~with_
-        ranked = {
-            head: [(group, rank_stratum(strength[rows], positive)) for _, group, rows, positive in there]
-            for head, there in self.strata.items()
-        }
+        ranked = {head: _by_group(strength, there) for head, there in self.strata.items()}
         result: dict[Part, Answers] = {}
         for part in PARTS:
             pairs = self.first_pairs if part == "first" else ~self.first_pairs | (part == "all")
@@ -117,86 +138,101 @@ class Ground:
         p, chance = sign_test(ahead, behind)
         return (ahead - behind) / max(chosen.sum(), 1), p, chance
 
-    def _by_labels(self, found: list[tuple[str, Stratum]], part: Part, width: int) -> tuple[Array, Array, Array]:
-        used = [stratum for group, stratum in found if part == "all" or PARTS[1 + self.half_of[group]] == part]
+    def _by_labels(self, found: Mapping[str, Stratum], part: Part, width: int) -> tuple[Array, Array, Array]:
+        used = [stratum for group, stratum in found.items() if part == "all" or PARTS[1 + self.half_of[group]] == part]
         if not used:
             return np.zeros(width), np.full(width, np.nan), np.zeros(width)
         effect, p = pooled(used)
         return effect, p, np.where(np.isnan(p), 0.0, LEVEL)
 
 
-def pair_rows(rows: Sequence[Row], pairs: Sequence[Pair]) -> tuple[list[int], list[int]]:
-    """Where the pairs' texts stand among the rows: with the concept, and without.
-
-    Raises InvalidInput for a pair that the rows do not hold.
-    """
-    place = {row.id: i for i, row in enumerate(rows) if row.source == PAIRS}
-    wanted = [[f"{pair.id}/{side}" for pair in pairs] for side in ("with", "without")]
-    if missing := [name for side in wanted for name in side if name not in place]:
-        raise InvalidInput(f"the texts lack {len(missing)} of the contrast pairs, such as {missing[0]}; harvest again")
-    return [place[name] for name in wanted[0]], [place[name] for name in wanted[1]]
+def _by_group(strength: NDArray[np.float16], there: Sequence[LabelledStratum]) -> dict[str, Stratum]:
+    found: dict[str, list[Stratum]] = {}
+    for _, group, rows, positive in there:
+        found.setdefault(group, []).append(rank_stratum(strength[rows], positive))
+    return {group: together(of_group) for group, of_group in found.items()}
 
 
-def family_q(
-    reports: Sequence[SaeReport], questions: Sequence[Question], answers: Sequence[Answers], control: Control
-) -> list[Array]:
-    """q-values `[Q, K]` of each SAE, within every domain and depth."""
-    result = [np.full(a.p.shape, np.nan) for a in answers]
+@dataclass(frozen=True)
+class Found:
+    """What is found of one SAE; NaN where nothing could be asked."""
+
+    q: Array  # [Q, K] of each question
+    latent_q: Array  # [Q, K] of the latent in the question's domain
+    tagged: NDArray[np.bool_]  # [Q, K]
+
+
+def find(
+    reports: Sequence[SaeReport], questions: Sequence[Question], p: Sequence[Array], *, fdr: float, control: Control
+) -> list[Found]:
+    """Of each SAE by its `p [Q, K]`: false discoveries are held down within every domain and depth."""
+    result = [Found(np.full(a.shape, np.nan), np.full(a.shape, np.nan), np.zeros(a.shape, dtype=bool)) for a in p]
+    levels = [depth(report.hook_point) for report in reports]
     for domain in dict.fromkeys(q.domain for q in questions):
         asked = [i for i, q in enumerate(questions) if q.domain == domain]
-        levels = [depth(report.hook_point) for report in reports]
         for level in dict.fromkeys(levels):
             there = [i for i, found_at in enumerate(levels) if found_at == level]
-            found = q_values(np.concatenate([answers[i].p[asked].ravel() for i in there]), control)
-            sizes = np.cumsum([answers[i].p[asked].size for i in there])[:-1]
-            for i, part in zip(there, np.split(found, sizes), strict=True):
-                result[i][asked] = part.reshape(len(asked), -1)
+            family = np.concatenate([p[i][asked] for i in there], axis=1)  # [questions, latents of the depth]
+            q, latent_q = q_values(family, control), q_values(simes(family, control), control)
+            tagged = (latent_q <= fdr) & ((q <= fdr) | _smallest_alone(family, q, fdr))
+            ends = np.cumsum([p[i].shape[1] for i in there])
+            for i, end in zip(there, ends.tolist(), strict=True):
+                part = slice(end - p[i].shape[1], end)
+                result[i].q[asked] = q[:, part]
+                result[i].latent_q[asked] = latent_q[part]
+                result[i].tagged[asked] = tagged[:, part]
     return result
+
+
+def _smallest_alone(p: Array, q: Array, fdr: float) -> NDArray[np.bool_]:
+    """The question of the smallest p of each latent none of whose questions has `q <= fdr`."""
+    alone = np.zeros(p.shape, dtype=bool)
+    none = np.flatnonzero(~(q <= fdr).any(axis=0))
+    alone[np.where(np.isnan(p), np.inf, p).argmin(axis=0)[none], none] = True
+    return alone
 
 
 def lines(
     report: SaeReport,
     questions: Sequence[Question],
     answers: Answers,
-    q: Array,
-    chosen: NDArray[np.int64],
+    found: Found,
     *,
-    fdr: float,
     langs: Sequence[str],
-    use: TokenUse | None,
+    uses: Sequence[TokenUse | None] | None,
     firing_rate: NDArray[np.float32],
 ) -> list[Candidate]:
-    """The candidates of one SAE: `chosen` of its latents, with `use` and `langs` in the order of `chosen`."""
+    """The candidates of one SAE, one for every latent with a tag, in whose order `uses` and `langs` are."""
     result = []
-    for place, latent in enumerate(chosen):
+    for place, latent in enumerate(np.flatnonzero(found.tagged.any(axis=0)).tolist()):
         tags = [
             Tag(
                 **vars(questions[i]),
                 effect=round(float(answers.effect[i, latent]), 4),
                 p=float(answers.p[i, latent]),
-                q=float(q[i, latent]),
+                q=float(found.q[i, latent]),
+                latent_q=float(found.latent_q[i, latent]),
             )
-            for i in np.flatnonzero(q[:, latent] <= fdr).tolist()
+            for i in np.flatnonzero(found.tagged[:, latent]).tolist()
         ]
-        known = use is not None and use.token[place] >= 0
-        token, share, coverage = (
-            (int(use.token[place]), float(use.share[place]), float(use.coverage[place]))
-            if use is not None and known
-            else (None, None, None)
+        use = uses[place] if uses is not None else None
+        surface = mark(
+            use,
+            langs[place],
+            by_contrast=any(tag.evidence == CONTRAST for tag in tags),
+            unknown="tokens not known" if uses is None else "fired too rarely to say",
         )
-        by_contrast = any(tag.evidence == CONTRAST for tag in tags)
-        found = mark(share, token or 0, langs[place], by_contrast=by_contrast)
         result.append(
             Candidate(
                 hook_point=report.hook_point,
                 sae=report.name,
-                latent=int(latent),
+                latent=latent,
                 tags=sorted(tags, key=lambda tag: tag.p),
-                surface=found.surface,
-                why=found.why,
-                token=token,
-                token_share=None if share is None else round(share, 4),
-                token_coverage=None if coverage is None else round(coverage, 4),
+                surface=surface.surface,
+                why=surface.why,
+                token=None if use is None else use.token,
+                token_share=None if use is None else round(use.share, 4),
+                token_coverage=None if use is None else round(use.coverage, 4),
                 firing_rate=float(firing_rate[latent]),
             )
         )

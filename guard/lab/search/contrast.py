@@ -18,11 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from guard.errors import InvalidInput
 from guard.lab.heads.features import Floats
-from guard.lab.labelled import Pair
+from guard.lab.labelled import Pair, Row
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 ALL = "*"
+PAIRS = "own_pairs"  # the source of the pairs' rows
 _FLIPS = 16  # random exchanges of sides that `excess_null` is a mean over
 
 
@@ -44,6 +46,18 @@ class ConceptContrast(BaseModel):
     l0_at_shuffled: dict[str, int] = {}
     best_latents: list[int]
     best_p: list[float]
+
+
+def pair_rows(rows: Sequence[Row], pairs: Sequence[Pair]) -> tuple[list[int], list[int]]:
+    """Where the pairs' texts stand among the rows: with the concept, and without.
+
+    Raises InvalidInput for a pair that the rows do not hold.
+    """
+    place = {row.id: i for i, row in enumerate(rows) if row.source == PAIRS}
+    wanted = [[f"{pair.id}/{side}" for pair in pairs] for side in ("with", "without")]
+    if missing := [name for side in wanted for name in side if name not in place]:
+        raise InvalidInput(f"the texts lack {len(missing)} of the contrast pairs, such as {missing[0]}; harvest again")
+    return [place[name] for name in wanted[0]], [place[name] for name in wanted[1]]
 
 
 def firing_difference(fires_with: NDArray[np.bool_], fires_without: NDArray[np.bool_]) -> tuple[Floats, Floats]:

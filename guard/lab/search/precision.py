@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from guard.lab.labelled import DOMAINS
-from guard.lab.search.candidates import CONTRAST, Answers, Candidate, Ground, Part, Question, Tag
+from guard.lab.search.candidates import CONTRAST, Answers, Candidate, Found, Ground, Part, Question, Tag, find
 from guard.lab.search.contrast import ALL
 from guard.lab.search.rank import depth
 from guard.lab.search.significance import LEVEL, Array, Control
@@ -16,18 +16,19 @@ from guard.lab.suite.measure import SaeReport
 from guard.records import HeadKind
 
 Kind = Literal["contrast", "labelled"]
+KINDS: tuple[Kind, ...] = ("contrast", "labelled")
 Judge = Literal["other pairs", "other sources", "sources", "pairs"]
 _PRESENCE = f"labelled.{HeadKind.PRESENCE.value}"
 
 
 class Count(BaseModel):
-    """Latents found at the false-discovery rate, by domain (or sub-domain) and depth. A latent counts once."""
+    """Latents by domain and depth; or by sub-domain: those found in the domain that carry its tag. Each counts once."""
 
     domain: str
     subdomain: str
     depth: int
     latents: int  # of the SAEs at this depth
-    found: int
+    found: int  # of a domain's, a share of `fdr` is false; of a sub-domain's, perhaps more
     by_contrast: int
     by_labels: int
     by_both: int
@@ -37,7 +38,8 @@ class Count(BaseModel):
 class Precision(BaseModel):
     """What was chosen on one part and holds on another: tags (latent and question), by domain and depth.
 
-    `confirmed`: effect of the same sign and p <= 0.05. `expected`: what chance alone would confirm of as many.
+    `confirmed`: effect of the same sign and p <= 0.05; what was not tested, having fired too rarely there, is not.
+    `expected`: what chance alone would confirm of as many.
     """
 
     domain: str
@@ -45,7 +47,7 @@ class Precision(BaseModel):
     chosen_by: Kind
     judged_on: Judge
     chosen: int
-    same_sign: float | None
+    untested: float | None
     confirmed: float | None
     expected: float | None
 
@@ -102,13 +104,13 @@ class Trial(BaseModel):
     """Sums over tags behind one line of precision."""
 
     chosen: int = 0
-    same: int = 0
+    untested: int = 0
     confirmed: int = 0
     expected: float = 0.0
 
     def add(self, effect: NDArray[np.float32], p: Array, chance: NDArray[np.float32]) -> None:
         self.chosen += len(p)
-        self.same += int((effect > 0).sum())
+        self.untested += int(np.isnan(p).sum())
         self.confirmed += int(((effect > 0) & (p <= LEVEL)).sum())
         self.expected += float(chance.sum())
 
@@ -117,14 +119,23 @@ def precision(
     reports: Sequence[SaeReport],
     ground: Ground,
     answers: Sequence[dict[Part, Answers]],
-    q: Mapping[Part, Sequence[Array]],
+    found: Mapping[Part, Sequence[Found]],
+    *,
     fdr: float,
+    control: Control,
 ) -> list[Precision]:
-    """Half against half, both ways, and each kind of evidence against the other."""
+    """Half against half, both ways, and each kind of evidence, chosen by alone, against the other."""
+    by_kind = {
+        kind: find(reports, ground.questions, _only(kind, ground.questions, answers), fdr=fdr, control=control)
+        for kind in KINDS
+    }
     trials: dict[tuple[str, int | None, Kind, Judge], Trial] = {}
     for number, report in enumerate(reports):
         for domain, kind, judged_on, effect, p, chance in _judgements(
-            ground, answers[number], {part: q[part][number] for part in q}, fdr
+            ground.questions,
+            answers[number],
+            {part: found[part][number] for part in found},
+            {kind: by_kind[kind][number] for kind in KINDS},
         ):
             for key in ((domain, depth(report.hook_point), kind, judged_on), (ALL, None, kind, judged_on)):
                 trials.setdefault(key, Trial()).add(effect, p, chance)
@@ -136,7 +147,7 @@ def precision(
             chosen_by=kind,
             judged_on=judged_on,
             chosen=t.chosen,
-            same_sign=round(t.same / t.chosen, 4) if t.chosen else None,
+            untested=round(t.untested / t.chosen, 4) if t.chosen else None,
             confirmed=round(t.confirmed / t.chosen, 4) if t.chosen else None,
             expected=round(t.expected / t.chosen, 4) if t.chosen else None,
         )
@@ -149,33 +160,42 @@ def precision(
 Judgement = tuple[str, Kind, Judge, NDArray[np.float32], Array, NDArray[np.float32]]
 
 
-def _judgements(ground: Ground, answers: dict[Part, Answers], q: dict[Part, Array], fdr: float) -> Iterator[Judgement]:
+def _judgements(
+    questions: Sequence[Question],
+    answers: Mapping[Part, Answers],
+    found: Mapping[Part, Found],
+    by_kind: Mapping[Kind, Found],
+) -> Iterator[Judgement]:
     """Of one SAE: domain, what chose, what judges, and the judge's effect, p and chance of what was chosen."""
     halves: tuple[tuple[Part, Part], ...] = (("first", "second"), ("second", "first"))
-    for i, question in enumerate(ground.questions):
-        kind: Kind = "contrast" if question.evidence == CONTRAST else "labelled"
+    for i, question in enumerate(questions):
+        kind = _kind(question)
         for choosing, judging in halves:
             a = answers[judging]
             if kind == "labelled" and np.isnan(a.p[i]).all():
                 continue  # no source of this head in that half
-            chosen = q[choosing][i] <= fdr
+            chosen = found[choosing].tagged[i]
             name: Judge = "other pairs" if kind == "contrast" else "other sources"
             yield question.domain, kind, name, a.effect[i, chosen], a.p[i, chosen], a.chance[i, chosen]
     whole = answers["all"]
-    for domain in dict.fromkeys(question.domain for question in ground.questions):
-        asked = {by: _places(ground.questions, domain, by) for by in ("contrast", "labelled")}
+    for domain in dict.fromkeys(question.domain for question in questions):
+        asked = [question.domain == domain for question in questions]
         judges: tuple[tuple[Kind, Judge, Question], ...] = (
             ("contrast", "sources", Question(domain, ALL, _PRESENCE)),
             ("labelled", "pairs", Question(domain, ALL, CONTRAST)),
         )
         for by, judged_on, judge in judges:
-            if asked[by] and judge in ground.questions:
-                i = ground.questions.index(judge)
-                chosen = (q["all"][asked[by]] <= fdr).any(axis=0)
+            if judge in questions:
+                i = questions.index(judge)
+                chosen = by_kind[by].tagged[asked].any(axis=0)
                 yield domain, by, judged_on, whole.effect[i, chosen], whole.p[i, chosen], whole.chance[i, chosen]
 
 
-def _places(questions: Sequence[Question], domain: str, kind: str) -> list[int]:
-    return [
-        i for i, q in enumerate(questions) if q.domain == domain and (q.evidence == CONTRAST) == (kind == "contrast")
-    ]
+def _only(kind: Kind, questions: Sequence[Question], answers: Sequence[dict[Part, Answers]]) -> list[Array]:
+    """p `[Q, K]` of each SAE, the questions of the other kind not asked."""
+    asked = np.array([_kind(question) == kind for question in questions])[:, None]
+    return [np.where(asked, a["all"].p, np.nan) for a in answers]
+
+
+def _kind(question: Question) -> Kind:
+    return "contrast" if question.evidence == CONTRAST else "labelled"

@@ -1,4 +1,4 @@
-"""Rank: the SAEs of a suite by the pre-explanation metric, the configuration picked, the curve against sparsity.
+"""Rank: the SAEs of a suite by the pre-explanation metric, and the configuration picked.
 
 A configuration is a site, an architecture, a width and an L0, at every depth. The rule of the pick: of the SAEs whose
 latents are exact on a subset of rows (BatchTopK, JumpReLU; a TopK latent fires only if it is among the k largest of
@@ -8,9 +8,7 @@ best SAE of each depth (`best_by_depth`), and leaves less to chance.
 """
 
 import re
-from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from pydantic import BaseModel
@@ -21,9 +19,9 @@ from guard.lab.search.contrast import ALL, THRESHOLDS, ConceptContrast
 from guard.lab.suite.measure import SaeReport
 
 EXACT = ("batch_topk", "jumprelu")
-METRICS = ("i_cdf", "i_cdf_excess", "i_cdf_net", "i_cdf_sum", *(f"l0_{t:g}" for t in THRESHOLDS))
+METRICS = ("p_best", "i_cdf", "i_cdf_excess", "i_cdf_net", "i_cdf_sum", *(f"l0_{t:g}" for t in THRESHOLDS))
+BEST = "p_best"  # of these the best predictor of detection, over the search suite (docs/search.md)
 RESIDUAL = "residual"
-_DRAWN = "0.2"  # the t of the L_{0,t} that is drawn
 _CONTRASTED = {"i_cdf", "i_cdf_reversed", "i_cdf_shuffled", "i_cdf_excess", "i_cdf_excess_null", "l0_at"}
 
 
@@ -37,6 +35,7 @@ class CurvePoint(BaseModel):
     architecture: str
     width: int
     l0_target: float | None
+    tokens_trained: int
     l0: float
     fvu: float
     fvu_typical: float
@@ -46,6 +45,7 @@ class CurvePoint(BaseModel):
     i_cdf_excess: float
     i_cdf_excess_null: float
     l0_at: dict[str, int]
+    p_best: float  # mean over the sub-domains of the highest p_f there: how surely some latent tells each concept
 
 
 class Configuration(BaseModel):
@@ -83,6 +83,10 @@ def site(hook_point: str) -> str:
 def curve(reports: Sequence[SaeReport], contrasts: Sequence[ConceptContrast], domain: str = ALL) -> list[CurvePoint]:
     """The points of a suite over all pairs, or over those of one domain."""
     found = {c.sae: c for c in contrasts if (c.domain, c.subdomain) == (domain, ALL)}
+    best: dict[str, list[float]] = {}
+    for c in contrasts:
+        if c.subdomain != ALL and domain in {ALL, c.domain}:
+            best.setdefault(c.sae, []).append(c.best_p[0])
     return [
         CurvePoint(
             sae=report.name,
@@ -92,9 +96,11 @@ def curve(reports: Sequence[SaeReport], contrasts: Sequence[ConceptContrast], do
             architecture=report.architecture,
             width=report.width,
             l0_target=report.l0_target,
+            tokens_trained=report.tokens_trained,
             l0=report.l0,
             fvu=report.fvu,
             fvu_typical=report.fvu_typical,
+            p_best=float(np.mean(best[report.name])),
             **found[report.name].model_dump(include=_CONTRASTED),
         )
         for report in reports
@@ -112,10 +118,14 @@ def metric(point: CurvePoint, name: str) -> float:
     return float(getattr(point, name))
 
 
-def ranked(points: Sequence[CurvePoint], by: str = "i_cdf") -> Ranking:
+def check_metric(name: str) -> None:
     """Raises InvalidInput for a metric that is none of METRICS."""
-    if by not in METRICS:
-        raise InvalidInput(f"by: found {by!r}, expected one of {', '.join(METRICS)}")
+    if name not in METRICS:
+        raise InvalidInput(f"by: found {name!r}, expected one of {', '.join(METRICS)}")
+
+
+def ranked(points: Sequence[CurvePoint], by: str = BEST) -> Ranking:
+    """By one of METRICS."""
     exact = [p for p in points if p.architecture in EXACT]
     groups: dict[tuple[str, str, int, float | None], dict[int, CurvePoint]] = {}
     for p in exact:
@@ -152,50 +162,3 @@ def ranked(points: Sequence[CurvePoint], by: str = "i_cdf") -> Ranking:
         configurations=configurations,
         best_by_depth={level: p.sae for level, p in best.items()},
     )
-
-
-def draw_curve(points: Sequence[CurvePoint], file: Path) -> None:
-    """Interpretability against sparsity (left: I_CDF above, L_{0,t} below) beside reconstruction (right), as PNG."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 7), layout="constrained")  # without pyplot: saved by Agg, no display, no global state
-    axes = figure.subplot_mosaic([["i_cdf", "fvu"], ["l0_t", "fvu"]])
-    panels: dict[str, tuple[str, Callable[[CurvePoint], float]]] = {
-        "i_cdf": ("I_CDF (mean over latents)", lambda p: p.i_cdf),
-        "l0_t": (f"$L_{{0,t}}$, t = {_DRAWN} (latents)", lambda p: p.l0_at[_DRAWN]),
-        "fvu": ("FVU (share of variance not rebuilt)", lambda p: p.fvu_typical),
-    }
-    lines: dict[tuple[str, str, int], list[CurvePoint]] = {}
-    for p in sorted(points, key=lambda p: (p.site != RESIDUAL, p.site, p.depth, p.architecture, p.width, p.l0)):
-        lines.setdefault((p.hook_point, p.architecture, p.width), []).append(p)
-    for name, (label, value) in panels.items():
-        axis = axes[name]
-        for line in lines.values():
-            axis.plot([p.l0 for p in line], [value(p) for p in line], **line_style(line[0], points))
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter("{x:g}")
-        axis.set_xlabel("L0 measured (latents a token)")
-        axis.set_ylabel(label)
-        axis.grid(alpha=0.3)
-    axes["i_cdf"].set_title("Interpretability")
-    axes["fvu"].set_title("Reconstruction (typical tokens)")
-    handles, labels = axes["fvu"].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize="small")
-    figure.savefig(file, dpi=130)
-
-
-def line_style(point: CurvePoint, among: Sequence[CurvePoint]) -> dict[str, Any]:
-    """Colour by depth (viridis: safe for the colour-blind), marker by site, filling by architecture, size by width."""
-    from matplotlib import colormaps
-
-    viridis: Any = colormaps["viridis"]
-    depths, sites = sorted({p.depth for p in among}), sorted({p.site for p in among}, key=lambda s: (s != RESIDUAL, s))
-    widths = sorted({p.width for p in among})
-    return {
-        "color": viridis(0.9 * depths.index(point.depth) / max(len(depths) - 1, 1)),
-        "marker": "os^Dv"[sites.index(point.site) % 5],
-        "fillstyle": {"batch_topk": "full", "jumprelu": "none"}.get(point.architecture, "left"),
-        "linestyle": {"batch_topk": "-", "jumprelu": "--"}.get(point.architecture, ":"),
-        "markersize": 5 + 2 * widths.index(point.width),
-        "label": f"{point.site} {point.depth}, {point.architecture}, {point.width:,}",
-    }

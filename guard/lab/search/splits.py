@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from guard.lab.heads.evaluate import _judged
+from guard.lab.heads.evaluate import judging_sources
 from guard.lab.heads.features import PooledTexts
 from guard.lab.heads.fit import HEADS, Design, FitConfig, Head
 from guard.lab.labelled import Pair, Row
+from guard.lab.search.contrast import PAIRS
 
-PAIRS = "own_pairs"
 _LEAST = 10  # positives and negatives of a stratum
 
 
@@ -71,7 +71,7 @@ def strata(rows: Sequence[Row]) -> dict[Head, list[tuple[str, str, NDArray[np.in
     result: dict[Head, list[tuple[str, str, NDArray[np.int64], NDArray[np.bool_]]]] = {}
     for head in HEADS:
         result[head] = []
-        for source, judged, _ in _judged(design, head):
+        for source, judged, _ in judging_sources(design, head):
             if source == PAIRS:
                 continue
             for language in np.unique(lang[judged]):

@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from guard.errors import InvalidInput
 from guard.lab import shards
 from guard.lab.labelled import Pair
 from guard.lab.suite.sae import FullSae
 
-TOKEN_SHARE = 0.5  # of a latent's firings on one token
+TOKEN_SHARE = 0.5  # of a latent's firings on one token,
+TOKEN_COVERAGE = 0.5  # in this share of whose occurrences it fires: with less, it is not the token that it answers to
 BOTH_SIDES = 0.5  # of a language's pairs that it fires on both sides of,
 OTHER_LANGUAGES = 0.1  # where it does so in this share of the others' at most
 LEAST_FIRINGS = 20  # with fewer, nothing is said of a latent's tokens
@@ -21,11 +24,11 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class TokenUse:
-    """The token that each of some latents fires on most often; -1 and NaN where it fired too rarely to say."""
+    """The token that a latent fires on most often."""
 
-    token: NDArray[np.int64]  # [C] its id
-    share: NDArray[np.float64]  # [C] of the latent's firings
-    coverage: NDArray[np.float64]  # [C] of the token's occurrences in which the latent fires
+    token: int  # its id
+    share: float  # of the latent's firings
+    coverage: float  # of the token's occurrences in which the latent fires
 
 
 @dataclass(frozen=True)
@@ -39,67 +42,54 @@ def token_use(
     suite: Sequence[FullSae],
     latents: Sequence[NDArray[np.int64]],
     texts: Path,
-    shard_count: int,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
-) -> list[TokenUse] | None:
-    """Of the named latents of every SAE, over `shard_count` shards spread evenly; None where shards hold no token ids.
+) -> list[list[TokenUse | None]] | None:
+    """Of the named latents of every SAE, over all tokens of the texts: None for one that fired too rarely to say.
 
-    Shards are read once for the whole suite; memory holds one of them, and the counts.
+    None for all where the shards hold no token ids. Memory holds the activations of one hook point, and a count of
+    every latent and token of one SAE. Raises InvalidInput for a hook point that the texts were harvested without.
     """
-    there = shards.described(texts).shard_count
-    indices = sorted(set(np.linspace(0, there - 1, min(shard_count, there)).round().astype(int).tolist()))
-    counts: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [(np.zeros(0, int), np.zeros(0, int)) for _ in suite]
-    seen = np.zeros(0, dtype=np.int64)  # occurrences by token id
-    for done, index in enumerate(indices, 1):
-        shard = shards.load(texts, index)
-        if "token" not in shard:
-            return None
-        token = shard["token"].long()
-        now = np.bincount(token.numpy(), minlength=len(seen))
-        now[: len(seen)] += seen
-        seen = now
-        for number, (sae, chosen) in enumerate(zip(suite, latents, strict=True)):
-            if len(chosen):
-                keys = _firings(sae, chosen, shard[sae.hook_point], token)
-                counts[number] = _added(counts[number], np.unique(keys, return_counts=True))
-        progress(done, len(indices))
-    return [_use(keys, count, len(chosen), seen) for (keys, count), chosen in zip(counts, latents, strict=True)]
+    read = shards.load_each(texts, "token")
+    if read is None:
+        return None
+    ids, token, seen = torch.cat(read).long().unique(return_inverse=True, return_counts=True)
+    found: dict[int, list[TokenUse | None]] = {}
+    for point in dict.fromkeys(sae.hook_point for sae in suite):
+        x_all = shards.load_each(texts, point)
+        if x_all is None:
+            raise InvalidInput(
+                f"{texts}: harvested without {point}; harvest the texts again at the suite's hook points"
+            )
+        blocks = [block for x in x_all for block in x.split(_BLOCK)]
+        for number, sae in enumerate(suite):
+            if sae.hook_point == point:
+                firings = _firings(sae, latents[number], blocks, token, len(ids))
+                found[number] = [_most_frequent(counts, ids, seen) for counts in firings]
+                progress(len(found), len(suite))
+        del x_all, blocks  # before the next point's are read
+    return [found[number] for number in range(len(suite))]
 
 
-def _firings(sae: FullSae, chosen: NDArray[np.int64], x_all: torch.Tensor, token: torch.Tensor) -> NDArray[np.int64]:
-    """One number a firing: place among `chosen` in the high bits, the token's id in the low ones."""
+def _firings(sae: FullSae, chosen: NDArray[np.int64], blocks: Sequence[Tensor], token: Tensor, tokens: int) -> Tensor:
+    """How often each of the chosen latents fires on each token, `[C, tokens]`."""
     rows = torch.from_numpy(chosen)
     part = sae
     if sae.subset_exact:
         part = replace(sae, enc_rows=sae.enc_rows[rows], bias=sae.bias[rows], threshold=sae.threshold[rows])
-    found = []
-    for x, ids in zip(x_all.split(_BLOCK), token.split(_BLOCK), strict=True):
+    counts = torch.zeros(len(rows) * tokens, dtype=torch.int32)
+    for x, ids in zip(blocks, token.split([len(block) for block in blocks]), strict=True):
         acts = part.encode(x)
         where, place = (acts if sae.subset_exact else acts[:, rows]).nonzero(as_tuple=True)
-        found.append((place << 32 | ids[where]).numpy())
-    return np.concatenate(found)
+        counts.scatter_add_(0, place * tokens + ids[where], torch.ones(len(where), dtype=torch.int32))
+    return counts.view(-1, tokens)
 
 
-def _added(
-    a: tuple[NDArray[np.int64], NDArray[np.int64]], b: tuple[NDArray[np.int64], NDArray[np.int64]]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    keys, place = np.unique(np.concatenate([a[0], b[0]]), return_inverse=True)
-    return keys, np.bincount(place, weights=np.concatenate([a[1], b[1]]), minlength=len(keys)).astype(np.int64)
-
-
-def _use(keys: NDArray[np.int64], count: NDArray[np.int64], latents: int, seen: NDArray[np.int64]) -> TokenUse:
-    owner, token = keys >> 32, keys & 0xFFFFFFFF
-    firings = np.bincount(owner, weights=count, minlength=latents)
-    result = TokenUse(np.full(latents, -1), np.full(latents, np.nan), np.full(latents, np.nan))
-    order = np.lexsort((count, owner))  # the most frequent token of each latent stands last
-    owner, token, count = owner[order], token[order], count[order]
-    last = np.flatnonzero(np.diff(owner, append=latents))
-    last = last[firings[owner[last]] >= LEAST_FIRINGS]
-    who = owner[last]
-    result.token[who] = token[last]
-    result.share[who] = count[last] / firings[who]
-    result.coverage[who] = count[last] / seen[token[last]]
-    return result
+def _most_frequent(counts: Tensor, ids: Tensor, seen: Tensor) -> TokenUse | None:
+    """`counts`, `ids` and `seen` `[tokens]`: a latent's firings, the tokens' ids and all their occurrences."""
+    firings, most = int(counts.sum()), int(counts.argmax())
+    if firings < LEAST_FIRINGS:
+        return None
+    return TokenUse(int(ids[most]), int(counts[most]) / firings, int(counts[most]) / int(seen[most]))
 
 
 def bound_to_language(
@@ -117,18 +107,21 @@ def bound_to_language(
     return [str(lang) for lang in result]
 
 
-def mark(share: float | None, token: int, lang: str, *, by_contrast: bool) -> SurfaceMark:
-    """Whether a candidate is a surface form: bound to one token or one language, and its pairs do not speak for it.
+def mark(use: TokenUse | None, lang: str, *, by_contrast: bool, unknown: str = "tokens not known") -> SurfaceMark:
+    """Whether a candidate is a surface form: bound to one token, or to one language where no pair speaks for it.
 
-    `share`: of its firings on `token`, its most frequent one; None where that is not known.
+    One token is enough whatever the pairs say, for what leaves the concept out leaves out its words. `unknown`: why
+    `use` is None.
     """
-    reasons = []
-    if share is not None and share >= TOKEN_SHARE:
-        reasons.append(f"{share:.0%} of its firings on token {token}")
+    reasons, bound = [], False
+    if use is not None and use.share >= TOKEN_SHARE:
+        bound = use.coverage >= TOKEN_COVERAGE
+        reasons.append(f"{use.share:.0%} of its firings on token {use.token}, on {use.coverage:.0%} of its occurrences")
     if lang:
         reasons.append(f"fires on both sides of {lang} pairs")
-    if not reasons:
-        return SurfaceMark(None, "tokens not known") if share is None else SurfaceMark(surface=False, why="")
-    if by_contrast:
-        return SurfaceMark(surface=False, why=f"{'; '.join(reasons)}; but its pairs tell the concept")
-    return SurfaceMark(surface=True, why="; ".join(reasons))
+        bound = bound or not by_contrast
+    if reasons and by_contrast:
+        reasons.append("but its pairs tell the concept")
+    if use is None and not bound:
+        return SurfaceMark(None, "; ".join([*reasons, unknown]))
+    return SurfaceMark(surface=bound, why="; ".join(reasons))

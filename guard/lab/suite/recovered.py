@@ -54,7 +54,7 @@ def add_recovered(
         folder = weights.resolve(source.model)
         if weights.fingerprint(folder) != source.fingerprint:
             raise InvalidInput(f"{activations}: harvested from another model than {folder}: fingerprints differ")
-        judge = Judge(folder, pieces)
+        judge = Judge(folder, pieces, source.dtype)
         first = source.shard_count - held_out_shards
         ablated: dict[str, float] = {}
         for done, report in enumerate(mine):
@@ -92,13 +92,16 @@ def held_out_pieces(activations: Path, held_out_shards: int, tokens: int) -> lis
 
 
 class Judge:
-    """The whole model over a few pieces of text, each behind the sink token; `whole` is its own loss on them."""
+    """The whole model over a few pieces of text, each behind the sink token; `whole` is its own loss on them.
 
-    def __init__(self, folder: Path, pieces: Sequence[Sequence[int]]) -> None:
+    `dtype`: the harvest's, so that SAEs are judged on activations like those that they were trained on.
+    """
+
+    def __init__(self, folder: Path, pieces: Sequence[Sequence[int]], dtype: str = "auto") -> None:
         from transformers import AutoModelForCausalLM
 
         self.device = device()
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype("auto"))
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=pick_dtype(dtype))
         self._model = model.eval().to(self.device)
         sink = TextTokenizer(folder).sink_id
         self._pieces = [[sink, *piece] for piece in pieces]

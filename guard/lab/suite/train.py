@@ -40,8 +40,8 @@ def train(
     """Writes `out/<name>/` (sae-lens format) for each SAE, `out/suite.toml`, `out/losses.jsonl`, `out/report.json`.
 
     Reads the activations in groups of `shards_mixed` shards, shuffled within the group. A checkpoint is saved after a
-    group once `save_seconds` have passed since the last, so a killed run loses that and one group at most. A suite
-    that was trained to its end is not trained again. `guard.lab.suite.recovered` adds to the report.
+    group once `save_seconds` have passed since the last, so a killed run loses that much time and one group at
+    most. A suite that was trained to its end is not trained again. `guard.lab.suite.recovered` adds to the report.
 
     Memory of a process, in bytes, over what torch itself takes: with P hook points and SAEs of widths w_i,
 
