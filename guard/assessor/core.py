@@ -76,18 +76,25 @@ class Assessor:
         self, given: CheckInput, options: CheckOptions, domains: Sequence[str], future: "Future[Verdict]"
     ) -> None:
         try:
+            if future.cancelled():  # else texts that nobody waits for would hold up those behind them
+                return
             started = time.perf_counter()
             tokens = self.pipeline.tokenize(given)
+            if future.cancelled():
+                return
             states = {phase: self.pipeline.heads.new_state() for phase in Phase if phase in set(tokens.phase)}
             reading = Reading(tokens, states)
             windows, units = self.pipeline.units(tokens)
             job: Job
 
-            def finish() -> Verdict:
+            def finish(error: Exception | None) -> Verdict:
                 reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
                 scoring = time.perf_counter()
-                placed = [(unit, window.fresh) for window, unit in zip(windows, units, strict=True)]
-                self.pipeline.absorb(reading, placed, keep_details=options.token_detail)
+                if error is None:
+                    placed = [(unit, window.fresh) for window, unit in zip(windows, units, strict=True)]
+                    self.pipeline.absorb(reading, placed, keep_details=options.token_detail)
+                else:
+                    reading.failed.update(reading.states)
                 return self.pipeline.verdict(reading, options, domains, "check", scoring)
 
             job = Job(deque(units), lambda unit: len(unit.ids), finish, future)
@@ -129,7 +136,12 @@ class Assessor:
         # helpers for every thread that ever multiplied, and they sleep between products where they outnumber cores.
         unit = Unit([self.pipeline.tokenizer.sink_id] * 16, skip=0)
         done: Future[None] = Future()
-        self.batcher.put(Job(deque([unit]), lambda _: len(unit.ids), lambda: None, done))
+
+        def finish(error: Exception | None) -> None:
+            if error is not None:
+                raise error
+
+        self.batcher.put(Job(deque([unit]), lambda _: len(unit.ids), finish, done))
         done.result()
 
     @property

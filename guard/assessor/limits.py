@@ -26,8 +26,8 @@ def chosen_domains(options: CheckOptions, known: tuple[str, ...]) -> tuple[str, 
     return tuple(dict.fromkeys(options.domains)) or known
 
 
-def check_input(given: CheckInput, limits: LimitsConfig) -> None:
-    """Raises InvalidInput for text that is absent, blank, too large, or not valid Unicode."""
+def check_input(given: CheckInput, limits: LimitsConfig) -> int:
+    """The UTF-8 bytes of the text. Raises InvalidInput where it is absent, blank, too large, or not valid Unicode."""
     texts = [given.prompt] if isinstance(given.prompt, str) else [m.content for m in given.prompt or ()]
     if given.prompt is None and given.completion is None:
         raise InvalidInput("found neither a prompt nor a completion", reason="EMPTY_TEXT")
@@ -36,21 +36,28 @@ def check_input(given: CheckInput, limits: LimitsConfig) -> None:
             f"chat: found {len(given.prompt)} messages, the limit is {limits.messages} (limits.messages)",
             reason="TOO_MANY_MESSAGES",
         )
-    _check_texts("prompt", texts, limits, required=given.prompt is not None)
-    _check_texts("completion", [given.completion or ""], limits, required=given.completion is not None)
-
-
-def _check_texts(name: str, texts: Sequence[str], limits: LimitsConfig, *, required: bool) -> None:
-    size = 0
-    for text in texts:
+    completion = [] if given.completion is None else [given.completion]
+    for text in (*texts, *completion):
         check_text(text)
-        size += len(text.encode())
+    size = check_size((*texts, *completion), limits)
+    _check_blank("prompt", texts, required=given.prompt is not None)
+    _check_blank("completion", completion, required=given.completion is not None)
+    return size
+
+
+def check_size(texts: Sequence[str], limits: LimitsConfig, *, before: int = 0) -> int:
+    """The UTF-8 bytes of a request's `texts`, and of those `before` them. Raises InvalidInput over the limit."""
+    size = before + sum(len(text.encode()) for text in texts)
     if size > limits.text_bytes:
         raise InvalidInput(
-            f"{name}: found {size} bytes, the limit is {limits.text_bytes} (limits.text_bytes)",
+            f"text: found {size} bytes in all, the limit is {limits.text_bytes} (limits.text_bytes)",
             reason="TEXT_TOO_LARGE",
             limit=limits.text_bytes,
         )
+    return size
+
+
+def _check_blank(name: str, texts: Sequence[str], *, required: bool) -> None:
     if required and not any(text.strip() for text in texts):
         found = "only whitespace" if any(texts) else "an empty text"
         raise InvalidInput(f"{name}: found {found}, expected text", reason="EMPTY_TEXT")

@@ -10,6 +10,7 @@ import torch
 
 from guard.assessor.observer import Observer
 from guard.config import GuardConfig
+from guard.errors import ConfigError
 from guard.kernels import choice
 from guard.kernels.contract import Encoded, EncodeRows
 from guard.pack import catalogue
@@ -47,6 +48,8 @@ class Reading:
     read: dict[Phase, int] = field(default_factory=dict)
     held: dict[Phase, int] = field(default_factory=dict)
     details: dict[Phase, list[tuple[Hits, Ints]]] = field(default_factory=dict)
+    blank: set[Phase] = field(default_factory=set)  # of which only whitespace has been settled
+    failed: set[Phase] = field(default_factory=set)  # with tokens whose reading raised an error
     timings: dict[str, float] = field(default_factory=dict)
 
 
@@ -68,6 +71,11 @@ class Pipeline:
     """
 
     def __init__(self, config: GuardConfig, *, report: Callable[[str], None]) -> None:
+        if config.reader.overlap > config.reader.window // 2:
+            raise ConfigError(
+                f"reader.overlap: found {config.reader.overlap}, expected at most {config.reader.window // 2}, "
+                f"half of reader.window"
+            )
         self.pack = load_pack(config.pack)
         folder = weights.resolve(config.reader.model, report=report)
         self.model = check_model(self.pack, weights.fingerprint(folder), config.reader.allow_unverified)
@@ -82,11 +90,24 @@ class Pipeline:
         self.reader_dtype = str(dtype).removeprefix("torch.")
         self.tokenizer = TextTokenizer(folder)
         self.reader = TorchReader(folder, [p.name for p in self.pack.hook_points], dtype=dtype)
+        self._check_reader(config)
         self.encode = choice.choose(config.encode.backend)
-        self.plan = WindowPlan(config.reader.window, min(config.reader.overlap, config.reader.window // 2))
+        self.plan = WindowPlan(config.reader.window, config.reader.overlap)
         self.observer = Observer()
         self.rows = [encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
+
+    def _check_reader(self, config: GuardConfig) -> None:
+        expected, positions = self.pack.manifest.model.d_model, self.reader.positions
+        if self.reader.d_model != expected:
+            raise ConfigError(
+                f"reader.model {config.reader.model!r}: found d_model {self.reader.d_model}, expected {expected} "
+                f"(pack {self.pack.manifest.id})"
+            )
+        if positions is not None and config.reader.window > positions:
+            raise ConfigError(
+                f"reader.window: found {config.reader.window}, expected at most {positions}, the model's positions"
+            )
 
     def tokenize(self, given: CheckInput) -> TokenSequence:
         tokens = TokenSequence()
@@ -199,23 +220,33 @@ class Pipeline:
     ) -> PhaseVerdict:
         state = reading.states[phase]
         read = reading.read.get(phase, 0)
+        problem = _problem(reading, phase)
+        if problem is not None:
+            missing.append(problem)
         verdicts: tuple[DomainVerdict, ...] = ()
         tokens: tuple[TokenDetail, ...] = ()
-        action = Action.NOT_ASSESSED
-        if not state.finite:
-            detail = "the model's activations hold NaN or infinity"
-            missing.append(NotAssessed(NotAssessedReason.NON_FINITE, detail, phase))
-        elif not read:
-            missing.append(NotAssessed(NotAssessedReason.NOTHING_READ, "no token has been read yet", phase))
-        else:
+        if state.finite and read and phase not in reading.blank:
             verdicts = self.heads.verdicts(state, domains, options.max_attributions)
-            action = worst([v.action for v in verdicts])
             tokens = tuple(
                 token
                 for hits, where in reading.details.get(phase, [])
                 for token in self.heads.token_details(state, hits, where, domains)
             )
+        action = worst([*(v.action for v in verdicts), *([Action.NOT_ASSESSED] if problem else [])])
         return PhaseVerdict(phase, action, read, read + reading.held.get(phase, 0), verdicts, tokens)
+
+
+def _problem(reading: Reading, phase: Phase) -> NotAssessed | None:
+    if phase in reading.failed:
+        detail = "the model or the encoder raised an error, which Guard's log holds"
+        return NotAssessed(NotAssessedReason.READER_FAILED, detail, phase)
+    if not reading.states[phase].finite:
+        return NotAssessed(NotAssessedReason.NON_FINITE, "the model's activations hold NaN or infinity", phase)
+    if not reading.read.get(phase, 0):
+        return NotAssessed(NotAssessedReason.NOTHING_READ, "no token has been read yet", phase)
+    if phase in reading.blank:
+        return NotAssessed(NotAssessedReason.NOTHING_READ, "only whitespace has been read yet", phase)
+    return None
 
 
 _PHASES = {None: 0, Phase.PROMPT: 1, Phase.COMPLETION: 2}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from guard.assessor.limits import check_input
+from guard.assessor.limits import check_input, check_size
 from guard.assessor.pipeline import Reading, Unit
 from guard.errors import InvalidInput, SessionExpired
 from guard.reader.batching import Job
@@ -42,8 +42,8 @@ class Session:
         self._chat: tuple[Message, ...] | None = None
         self._waiting: deque[tuple[Callable[[], None], Future[Verdict]]] = deque()
         self.busy = False  # a chunk is on its way
-        # the latest chunk, and how far the stream had been read before it
-        self._begun: tuple[Future[Verdict], int, Window | None] | None = None
+        self._under_way: tuple[int, Window | None] | None = None  # how far all was read before a chunk not yet read
+        self._in_flight = 0  # chunks fed and not yet answered
         self._expired = False
         self._closed = False
         self._lock = threading.Lock()
@@ -58,7 +58,7 @@ class Session:
         check_text(text)
         if phase in self._ended:
             raise InvalidInput(f"the {phase} has ended: no more of its chunks can follow", reason="PHASE_ENDED")
-        size = self._grown(text)
+        size = check_size([text], self._assessor.config.limits, before=self._bytes)
         future = self._admit()  # before anything changes: a chunk that was refused can be sent again
         self._bytes, self._fed_phase = size, phase
         if phase is Phase.COMPLETION:
@@ -71,9 +71,9 @@ class Session:
         """The whole prompt as a chat. Raises InvalidInput where something has been fed before."""
         if self._fed_phase is not None:
             raise InvalidInput("a chat must come before every other chunk of its stream", reason="PHASE_ENDED")
-        check_input(CheckInput(prompt=messages), self._assessor.config.limits)
+        size = check_input(CheckInput(prompt=messages), self._assessor.config.limits)
         future = self._admit()
-        self._fed_phase = Phase.PROMPT
+        self._bytes, self._fed_phase = size, Phase.PROMPT
         self._ended.add(Phase.PROMPT)
         return self._enqueue(lambda: self._take_chat(messages), future)
 
@@ -91,17 +91,6 @@ class Session:
         self._expired = True
         self.close()
 
-    def _grown(self, text: str) -> int:
-        size = self._bytes + len(text.encode())
-        limit = self._assessor.config.limits.text_bytes
-        if size > limit:
-            raise InvalidInput(
-                f"stream: found {size} bytes, the limit is {limit} (limits.text_bytes)",
-                reason="TEXT_TOO_LARGE",
-                limit=limit,
-            )
-        return size
-
     def _admit(self) -> "Future[Verdict]":
         if self._expired:
             seconds = self._assessor.config.sessions.idle_seconds
@@ -109,10 +98,18 @@ class Session:
         if self._closed:
             raise InvalidInput("the stream is closed", reason="STREAM_CLOSED")
         self.last_used = time.monotonic()
-        self._assessor.batcher.admit()
+        # The number of streams is bounded: a full queue refuses what a stream feeds ahead, and never the stream itself.
+        with self._lock:
+            self._assessor.batcher.admit(always=not self._in_flight)
+            self._in_flight += 1
         future: Future[Verdict] = Future()
-        future.add_done_callback(lambda _: self._assessor.batcher.release())
+        future.add_done_callback(self._leave)
         return future
+
+    def _leave(self, _done: "Future[Verdict]") -> None:
+        with self._lock:
+            self._in_flight -= 1
+        self._assessor.batcher.release()
 
     def _enqueue(self, take: Callable[[], None], future: "Future[Verdict]") -> "Future[Verdict]":
         with self._lock:
@@ -131,21 +128,30 @@ class Session:
 
     def _start(self, take: Callable[[], None], future: "Future[Verdict]") -> None:
         future.add_done_callback(self._next)
+        if self._closed:
+            future.cancel()
+            return
         try:
             started = time.perf_counter()
             self._reading.timings = {}
             self._recover()
             take()
-            self._begun = (future, self._read_to, self._window)
+            self._under_way = (self._read_to, self._window)
             units: list[tuple[Unit, int]] = list(self._units())
             self._reading.timings["tokenize"] = time.perf_counter() - started
             job: Job
 
-            def finish() -> Verdict:
+            def finish(error: Exception | None) -> Verdict:
                 self._reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
                 scoring = time.perf_counter()
                 self._reading.details.clear()  # a running verdict details the tokens of its own chunk
-                self._pipeline.absorb(self._reading, units, keep_details=self._options.token_detail)
+                self._reading.failed.clear()
+                if error is None:
+                    self._under_way = None
+                    self._pipeline.absorb(self._reading, units, keep_details=self._options.token_detail)
+                else:
+                    unread = self._reading.tokens.phase[units[0][1] :]
+                    self._reading.failed.update(phase for phase in unread if phase is not None)
                 self.last_used = time.monotonic()
                 return self._pipeline.verdict(self._reading, self._options, self._domains, "watch", scoring)
 
@@ -153,7 +159,7 @@ class Session:
             if units:
                 self._assessor.batcher.put(job)
             elif future.set_running_or_notify_cancel():
-                future.set_result(finish())
+                future.set_result(finish(None))
         except Exception as error:  # noqa: BLE001 - the caller of the future gets it
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -164,9 +170,9 @@ class Session:
 
     def _recover(self) -> None:
         """Where the chunk before was cancelled or its reading failed, its tokens are read with this one, not lost."""
-        begun, self._begun = self._begun, None
-        if begun is not None and (begun[0].cancelled() or begun[0].exception() is not None):
-            _, self._read_to, self._window = begun
+        if self._under_way is not None:
+            self._read_to, self._window = self._under_way
+            self._under_way = None
             self._stream = None  # it may have read some of them
 
     def _take(self, phase: Phase, text: str, *, last: bool) -> None:
@@ -184,8 +190,11 @@ class Session:
             return
         if phase not in self._reading.states and held:
             self._reading.states[phase] = self._pipeline.heads.new_state()
+            self._reading.blank.add(phase)
         piece, taken, left = (tokenizer.text(held), len(held), 0) if everything else tokenizer.settle(held)
         self._reading.tokens.append(piece, phase, shift=self._taken[phase])
+        if held[:taken].strip():
+            self._reading.blank.discard(phase)
         self._taken[phase] += taken
         self._text[phase] = held[taken:]
         self._reading.held[phase] = left

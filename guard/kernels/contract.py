@@ -30,7 +30,7 @@ class Encoded:
     row: Tensor  # [N] int64
     value: Tensor  # [N] float32, the pre-activation
     probe: Tensor  # [T, P] float32
-    finite: bool  # False where x holds NaN or infinity: then nothing else here may be used
+    finite: bool  # False where x is not `representable`: then nothing else here may be used
 
 
 class Encoder(Protocol):
@@ -39,6 +39,15 @@ class Encoder(Protocol):
     name: str
 
     def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded: ...
+
+
+def representable(x: Tensor) -> bool:
+    """Whether `x [T, d_model]` is free of NaN, of infinity, and of values whose square or product would overflow.
+
+    A token whose sum of squares is finite has a length below 2e19, so no product with a row of a length up to 1e19
+    overflows, nor any partial sum of it: the pre-activations need no check of their own.
+    """
+    return bool(x.square().sum(dim=1).isfinite().all())
 
 
 def inverse_rms(x: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ No dense `[T, K]` is ever held: one `[block, K]` is made, cut, and thrown away, 
 import torch
 from torch import Tensor
 
-from guard.kernels.contract import Encoded, EncodeRows, check_shape, inverse_rms, not_finite
+from guard.kernels.contract import Encoded, EncodeRows, check_shape, inverse_rms, not_finite, representable
 
 _BLOCK_FLOATS = 1 << 18  # 1 MB of pre-activations: half of a typical core's second-level cache
 
@@ -17,7 +17,7 @@ class CpuEncoder:
     def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded:
         check_shape(x, rows)
         x = x.float()
-        if not torch.isfinite(x).all():
+        if not representable(x):
             return not_finite(x, rows)
         block = max(16, _BLOCK_FLOATS // max(1, len(rows.enc_rows)))
         tokens, found, values = [], [], []

@@ -1,9 +1,8 @@
 """The truth that the fast encoders are held against: one dense float32 product, written plainly."""
 
-import torch
 from torch import Tensor
 
-from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite, rms_normalised
+from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite, representable, rms_normalised
 
 
 class ReferenceEncoder:
@@ -12,7 +11,7 @@ class ReferenceEncoder:
     def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded:
         check_shape(x, rows)
         x = x.float()
-        if not torch.isfinite(x).all():
+        if not representable(x):
             return not_finite(x, rows)
         pre = x @ rows.enc_rows.T + rows.bias  # [T, K]
         token, row = (pre > rows.threshold).nonzero(as_tuple=True)  # [N], [N]

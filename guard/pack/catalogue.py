@@ -1,6 +1,7 @@
 """A pack's features as records, from its files alone: browsing them needs no model."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 import numpy as np
 
@@ -26,20 +27,19 @@ def features(pack: Pack, *, domain: str = "", subdomain: str = "", hook_point: s
         if value and value not in known[key]:
             raise NotFound(f"unknown {key} {value!r}, expected one of: {', '.join(sorted(known[key])) or '(none)'}")
     return [
-        _feature(pack, row)
-        for row, line in enumerate(pack.latents)
-        if (not domain or domain in line.domains)
-        and (not subdomain or subdomain in line.subdomains)
-        and (not hook_point or hook_point == line.hook_point)
+        found
+        for found in _all(pack).values()
+        if (not domain or domain in found.domains)
+        and (not subdomain or subdomain in found.subdomains)
+        and (not hook_point or hook_point == found.latent.hook_point)
     ]
 
 
 def feature(pack: Pack, latent: LatentId) -> Feature:
     """Raises NotFound for a latent that the pack does not hold."""
-    for row, line in enumerate(pack.latents):
-        if (line.hook_point, line.latent) == (latent.hook_point, latent.index):
-            return _feature(pack, row)
-    raise NotFound(f"unknown latent {latent}: pack {pack.manifest.id} holds no such row")
+    if latent not in _all(pack):
+        raise NotFound(f"unknown latent {latent}: pack {pack.manifest.id} holds no such row")
+    return _all(pack)[latent]
 
 
 def search(found: Iterable[Feature], words: str) -> list[Feature]:
@@ -53,6 +53,12 @@ def search(found: Iterable[Feature], words: str) -> list[Feature]:
             for part in (f.name, f.explanation, str(f.latent), *f.domains, *f.subdomains, *f.top_tokens)
         )
     ]
+
+
+@lru_cache(maxsize=1)  # a process serves one pack, page by page
+def _all(pack: Pack) -> dict[LatentId, Feature]:
+    """In the order of the pack's rows."""
+    return {found.latent: found for found in (_feature(pack, row) for row in range(len(pack.latents)))}
 
 
 def _feature(pack: Pack, row: int) -> Feature:

@@ -1,9 +1,11 @@
 """The one worker that owns the model: jobs come in from many callers and leave in shared batches.
 
-A job is a run of units (the windows of a text, or one step of a stream). Each round takes units from the waiting jobs
-in turn until a batch is full, so that a long text shares the model with the short ones behind it.
+A job is a run of units (the windows of a text, or one step of a stream). Each batch takes a unit of every waiting job
+that fits, and what is left of a job then stands behind those that came meanwhile: a short text waits for one batch of
+a long one, not for all of it.
 """
 
+import logging
 import threading
 import time
 from collections import deque
@@ -15,15 +17,21 @@ from typing import Any
 from guard.errors import Exhausted
 
 _PADDING = 64  # tokens that cost about as much as the start of another batch
+_LONGEST_WAIT = 30.0  # seconds after which a refused caller is told to try again, at most
+
+_log = logging.getLogger("guard.reader")
 
 
 @dataclass(slots=True)
 class Job:
-    """`units` are what remains to be read; `done` gets the future's result when the last unit has been read."""
+    """`units` are what remains to be read; `finish` makes the future's result when the last unit has been read.
+
+    It is handed the error where reading raised one, and answers in its place or raises it.
+    """
 
     units: deque[Any]
     size: Callable[[Any], int]  # padded tokens of a unit
-    finish: Callable[[], object]
+    finish: Callable[[Exception | None], object]
     future: "Future[Any]" = field(default_factory=Future)
     alone: bool = False  # a unit that cannot share a batch (a step of a stream)
     queued_at: float = field(default_factory=time.perf_counter)
@@ -50,7 +58,7 @@ class Batcher:
         self._admitted = 0
         self._changed = threading.Condition()
         self._closed = False
-        self._last_batch_s = 0.05
+        self._unit_s = 0.05  # of the latest batch
         self._thread = threading.Thread(target=self._work, name="guard-reader", daemon=True)
         self._thread.start()
 
@@ -58,11 +66,15 @@ class Batcher:
     def depth(self) -> int:
         return self._admitted
 
-    def admit(self) -> None:
-        """Takes a place in the queue. Raises Exhausted, with the time after which to try again, where none is free."""
+    def admit(self, *, always: bool = False) -> None:
+        """Takes a place in the queue. Raises Exhausted, with the time after which to try again, where none is free.
+
+        `always` takes one all the same: for callers whose number is bounded elsewhere.
+        """
         with self._changed:
-            if self._admitted >= self._queue_size:
-                wait = max(0.05, self._last_batch_s * self._admitted / 4)
+            if self._admitted >= self._queue_size and not always:
+                waiting = sum(len(job.units) for job in self._jobs)
+                wait = min(max(0.05, self._unit_s * waiting / 2), _LONGEST_WAIT)
                 raise Exhausted(
                     f"the reader's queue is full ({self._queue_size} requests); try again in {wait:.2f} s",
                     retry_after_s=wait,
@@ -106,26 +118,35 @@ class Batcher:
                 self._read(picked)
 
     def _pick(self) -> list[tuple[Job, Any]]:
-        """Units of one batch, taken from the jobs in turn; the job that waits longest is always among them."""
+        """Units of one batch: one of each job that fits, and more of them only where no other job is left waiting.
+
+        The job that waits longest is always among them. A job with units left is queued again once these are read.
+        """
         picked: list[tuple[Job, Any]] = []
-        passed: deque[Job] = deque()
+        waiting: deque[Job] = deque()
         longest = 0
         while self._jobs:
             job = self._jobs.popleft()
-            if not job.units or job.future.cancelled():  # no units: its batch failed
+            if job.future.cancelled():
                 continue
             size = job.size(job.units[0])
             if picked and (job.alone or not self._joins(size, longest, len(picked))):
-                passed.append(job)
+                waiting.append(job)
                 continue
             job.started_at = job.started_at or time.perf_counter()
             picked.append((job, job.units.popleft()))
             longest = max(longest, size)
-            if job.units:
-                self._jobs.append(job)
             if job.alone:
                 break
-        self._jobs.extendleft(reversed(passed))
+        waiting.extend(self._jobs)
+        self._jobs = waiting
+        more = deque(job for job, _ in picked if not waiting)
+        while more:
+            job = more.popleft()
+            if job.units and not job.alone and self._joins(job.size(job.units[0]), longest, len(picked)):
+                longest = max(longest, job.size(job.units[0]))
+                picked.append((job, job.units.popleft()))
+                more.append(job)
         return picked
 
     def _joins(self, size: int, longest: int, count: int) -> bool:
@@ -140,23 +161,24 @@ class Batcher:
         try:
             self._run([unit for _, unit in picked])
         except Exception as error:  # noqa: BLE001 - whatever the model raises belongs to the callers of this batch
+            _log.exception("reading a batch of %d failed", len(picked))
             for job in jobs:
                 job.units.clear()
                 self._settle(job, error)
         else:
             for job in jobs:
-                if not job.units:
+                if job.units:
+                    self.put(job)
+                else:
                     self._settle(job, None)
         finally:
-            self._last_batch_s = time.perf_counter() - started
+            self._unit_s = (time.perf_counter() - started) / len(picked)
 
     @staticmethod
     def _settle(job: Job, error: Exception | None) -> None:
         if not job.future.set_running_or_notify_cancel():
             return
         try:
-            if error is not None:
-                raise error
-            job.future.set_result(job.finish())
+            job.future.set_result(job.finish(error))
         except Exception as raised:  # noqa: BLE001 - the caller gets it; the worker must go on
             job.future.set_exception(raised)

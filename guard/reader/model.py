@@ -70,6 +70,7 @@ class TorchReader:
         self.hook_points = tuple(hook_points)
         self.depth = depth
         self.d_model = int(config.hidden_size)
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)  # tokens read at once, at most
         self.dtype = dtype
         self.device = torch.device(device)
         self._seen: Activations = {}

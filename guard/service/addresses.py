@@ -61,32 +61,48 @@ def clear_stale_socket(address: str, path: Path) -> None:
     raise ConfigError(f"server.listen: {address}: Address already in use")
 
 
-def why_not(address: str) -> str:
-    """The reason why nothing can listen there; grpc tells only that."""
-    path = unix_path(address)
+def check_server(server: ServerConfig) -> None:
+    """Raises ConfigError for an address that cannot be listened on, and for TLS files that cannot be used."""
+    credentials(server)
+    for address in server.listen:
+        path = unix_path(address)
+        if path is not None:
+            clear_stale_socket(address, path)
+        if reason := why_not("server.listen", address):
+            raise ConfigError(f"server.listen: {address}: {reason}")
+    if server.metrics and (reason := why_not("server.metrics", server.metrics)):
+        raise ConfigError(f"server.metrics: {server.metrics}: {reason}")
+
+
+def why_not(key: str, address: str) -> str:
+    """The reason why nothing can listen there; empty where something can. Raises ConfigError naming `key`."""
+    path = unix_path(address) if key == "server.listen" else None
     if path is not None:
         if not path.parent.is_dir():
             return f"no such folder: {path.parent}"
         candidates: list[tuple[int, Any]] = [(socket.AF_UNIX, str(path))]
     else:
-        host, port = split_host_port("server.listen", address)
+        host, port = split_host_port(key, address)
         try:
             infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except OSError as error:
             return error.strerror or str(error)
         candidates = [(info[0], info[4]) for info in infos]
+    reasons = []
     for family, where in candidates:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                 probe.bind(where)
                 probe.listen()
-            except OSError as error:
-                return error.strerror or str(error)
+        except OSError as error:
+            reasons.append(error.strerror or str(error))
+            continue
         if path is not None:
             with contextlib.suppress(OSError):
                 path.unlink()
-    return "cannot listen there"
+        return ""  # one of a name's addresses is enough
+    return reasons[0]
 
 
 def credentials(server: ServerConfig) -> Any | None:

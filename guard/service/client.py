@@ -1,6 +1,8 @@
 """A small synchronous client: records in, records out, and the server's own errors."""
 
+import ssl
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -8,7 +10,7 @@ from typing import Any, Self
 
 import grpc
 
-from guard.errors import ConfigError
+from guard.errors import ConfigError, InvalidInput
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Message, Phase, Verdict
 from guard.service import convert, errors
 from guard.service.pb.guard.v1 import guard_pb2 as pb
@@ -32,8 +34,9 @@ class GuardClient:
         with GuardClient("127.0.0.1:50051") as guard:
             verdict = guard.check("some text")
 
-    Every method raises the GuardError that the server raised, and Unavailable where no server answers. `timeout_s` is
-    the deadline of a call (of a whole stream for `watch`, where it is off unless given).
+    Every method raises the GuardError that the server raised, Unavailable where no server answers, and InvalidInput for
+    what no message can hold. `timeout_s` is the deadline of a call (of a whole stream for `watch`, where it is off
+    unless given).
     """
 
     def __init__(
@@ -55,8 +58,9 @@ class GuardClient:
             ("grpc.use_local_subchannel_pool", 1),
         ]
         if tls_ca or tls_certificate or tls_key:
-            trusted = grpc.ssl_channel_credentials(_pem(tls_ca), _pem(tls_key), _pem(tls_certificate))
-            self._channel = grpc.secure_channel(address, trusted, options=options)
+            self._channel = grpc.secure_channel(
+                address, _credentials(tls_ca, tls_certificate, tls_key), options=options
+            )
         else:
             self._channel = grpc.insecure_channel(address, options=options)
         self._stub = _Stub(self._channel)
@@ -80,7 +84,8 @@ class GuardClient:
         options: CheckOptions | None = None,
     ) -> Verdict:
         """Judges a prompt (text or a chat), a completion behind it, or both."""
-        request = convert.input_to_proto(CheckInput(prompt, completion), options or CheckOptions())
+        with _sendable("options"):
+            request = convert.input_to_proto(CheckInput(prompt, completion), options or CheckOptions())
         return convert.verdict_from_proto(self._call(self._stub.Check, request).verdict)
 
     def watch(
@@ -98,9 +103,13 @@ class GuardClient:
 
         def requests() -> Iterator[pb.WatchRequest]:
             try:
-                yield _start(options or CheckOptions())
+                with _sendable("options"):
+                    start = _start(options or CheckOptions())
+                yield start
                 for chunk in chunks:
-                    yield _watch_request(chunk)
+                    with _sendable("chunk"):
+                        request = _watch_request(chunk)
+                    yield request
             except Exception as error:  # not GeneratorExit: grpc closes this generator when the call ends first
                 raised.append(error)
                 raise
@@ -118,7 +127,8 @@ class GuardClient:
 
     def features(self, *, domain: str = "", subdomain: str = "", hook_point: str = "") -> Iterator[Feature]:
         """The pack's latents, page by page; empty filters let everything through."""
-        request = pb.ListFeaturesRequest(domain=domain, subdomain=subdomain, hook_point=hook_point)
+        with _sendable("filters"):
+            request = pb.ListFeaturesRequest(domain=domain, subdomain=subdomain, hook_point=hook_point)
         while True:
             page = self._call(self._stub.ListFeatures, request)
             yield from (convert.feature_from_proto(feature) for feature in page.features)
@@ -127,7 +137,8 @@ class GuardClient:
             request.page_token = page.next_page_token
 
     def feature(self, latent: LatentId) -> Feature:
-        request = pb.GetFeatureRequest(latent=convert.latent_to_proto(latent))
+        with _sendable("latent"):
+            request = pb.GetFeatureRequest(latent=convert.latent_to_proto(latent))
         return convert.feature_from_proto(self._call(self._stub.GetFeature, request).feature)
 
     def pack(self) -> dict[str, Any]:
@@ -151,6 +162,36 @@ def _watch_request(chunk: Chunk | tuple[Message, ...]) -> pb.WatchRequest:
         phase = convert.phase_to_proto(chunk.phase)
         return pb.WatchRequest(chunk=pb.WatchRequest.Chunk(phase=phase, text=chunk.text, last=chunk.last))
     return pb.WatchRequest(chat=convert.chat_to_proto(chunk))
+
+
+@contextmanager
+def _sendable(what: str) -> Iterator[None]:
+    """What no protobuf message can hold is the caller's to mend: said in the words in which the server would."""
+    try:
+        yield
+    except UnicodeEncodeError as error:
+        character = f"U+{ord(error.object[error.start]):04X} at character {error.start}"
+        raise InvalidInput(f"text is not valid Unicode: lone surrogate {character}", reason="INVALID_UNICODE") from None
+    except ValueError as error:
+        raise InvalidInput(f"{what}: {error}", reason="INVALID_OPTION") from None
+
+
+def _credentials(ca: Path | None, certificate: Path | None, key: Path | None) -> Any:
+    """grpc.ChannelCredentials. Raises ConfigError naming a file: grpc would only fail to connect, and not say why."""
+    pem = [_pem(file) for file in (ca, key, certificate)]
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        if ca:
+            context.load_verify_locations(ca)
+    except ssl.SSLError:
+        raise ConfigError(f"{ca}: found no PEM certificate") from None
+    try:
+        if certificate and key:
+            context.load_cert_chain(certificate, key, password=lambda: "")
+    except ssl.SSLError as error:
+        found = "found no pair of PEM certificate and unencrypted key"
+        raise ConfigError(f"{certificate}, {key}: {found}: {error.reason or error}") from None
+    return grpc.ssl_channel_credentials(*pem)
 
 
 def _pem(file: Path | None) -> bytes | None:

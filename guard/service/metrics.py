@@ -2,7 +2,7 @@
 
 | metric | type | labels | meaning |
 |---|---|---|---|
-| `guard_requests_total` | counter | method, phase, action | phases judged, of checks and of streams that ended |
+| `guard_requests_total` | counter | method, phase, action | phases of checks, and of ended streams by severest action |
 | `guard_chunks_total` | counter | phase, action | running verdicts of streams, by the phase of the chunk |
 | `guard_domain_actions_total` | counter | domain, phase, action | what each domain came to; requests counted as above |
 | `guard_score` | histogram | domain, head | scores, 0 to 1; requests counted as above |
@@ -102,7 +102,7 @@ class Metrics(Observer):
             self._chunks.labels(latest.phase.value, latest.action.value).inc()
 
     def judged(self, verdict: Verdict, method: str) -> None:
-        """Counts a request by its last word: a check's verdict, or the verdict of a stream's last chunk."""
+        """Counts a request: a check by its verdict, a stream by its Outcome (severest actions, last scores)."""
         for phase in verdict.phases:
             self._requests.labels(method, phase.phase.value, phase.action.value).inc()
             for domain in phase.domains:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import structlog
 import uvloop
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -19,6 +20,7 @@ from guard.config import GuardConfig
 from guard.errors import ConfigError
 from guard.service.addresses import (
     Addresses,
+    check_server,
     clear_stale_socket,
     credentials,
     split_host_port,
@@ -30,6 +32,8 @@ from guard.service.metrics import Metrics
 from guard.service.servicer import SERVICE, GuardServicer
 
 READINESS = "readiness"
+
+_log = structlog.get_logger("guard.service")
 
 
 class Server:
@@ -62,6 +66,7 @@ class Server:
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         names = (SERVICE.full_name, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
+        check_server(self._config.server)
         tls = credentials(self._config.server)
         listening = tuple(self._listen(address, tls) for address in self._config.server.listen)
         scraped = self._listen_for_scrapes(self._config.server.metrics)
@@ -80,7 +85,8 @@ class Server:
         try:
             port = self._grpc.add_secure_port(address, tls) if tls else self._grpc.add_insecure_port(address)
         except RuntimeError:
-            raise ConfigError(f"server.listen: {address}: {why_not(address)}") from None
+            reason = why_not("server.listen", address) or "cannot listen there"
+            raise ConfigError(f"server.listen: {address}: {reason}") from None
         if path is not None:
             self._sockets[path] = path.stat().st_ino
             return address
@@ -157,5 +163,13 @@ def run(
     ready: Callable[[Addresses], None] = lambda _: None,
 ) -> None:
     """Loads the assessor and serves until a signal. Raises ConfigError, PackError and WeightsError."""
+    check_server(config.server)  # before a model is loaded for nothing
     assessor = Assessor.load(config, report=report)
+    _log.info(
+        "loaded",
+        pack=assessor.pack.manifest.id,
+        model=config.reader.model,
+        reader_dtype=assessor.reader_dtype,
+        encode_backend=assessor.encode_backend,
+    )
     uvloop.run(serve(config, assessor, ready=ready))

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import time
+import uuid
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
@@ -20,6 +21,7 @@ from guard.errors import GuardError, InvalidInput
 from guard.records import CheckOptions, Phase, Verdict
 from guard.service import convert, errors
 from guard.service.metrics import Metrics
+from guard.service.outcome import Outcome
 from guard.service.pb.guard.v1 import guard_pb2 as pb
 
 SERVICE = pb.DESCRIPTOR.services_by_name["GuardService"]
@@ -62,7 +64,7 @@ class GuardServicer:
     # -- methods
 
     async def _check(self, request: pb.CheckRequest) -> pb.CheckResponse:
-        options = convert.options_from_proto(request.options, request.request_id)
+        options = _options(request)
         # A cancelled call cancels this await, and that the future: the assessor then frees its place in the queue.
         verdict = await asyncio.wrap_future(self._assessor.submit(convert.input_from_proto(request), options))
         return pb.CheckResponse(verdict=await _verdict_message(verdict, options))
@@ -70,18 +72,20 @@ class GuardServicer:
     async def _watch(self, requests: AsyncIterator[Any], context: Any) -> None:
         async with self._call("Watch", context):
             session: Session | None = None
-            options, verdict, sequence = CheckOptions(), None, 0
+            options, sequence = _options(pb.WatchRequest.Start()), 0
+            outcome, judged = Outcome(), None
             try:
                 async for received in requests:
                     request: pb.WatchRequest = _wellformed(received)
                     if request.HasField("start") and session is None:
-                        options = convert.options_from_proto(request.start.options, request.start.request_id)
+                        options = _options(request.start)
                         session = self._assessor.open_session(options)
                         continue
                     session = session or self._assessor.open_session(options)
                     started = time.perf_counter()
                     phase, future = _feed(session, request, sequence)
                     verdict = await asyncio.wrap_future(future)
+                    judged = outcome.add(verdict)
                     message = await _verdict_message(verdict, options)
                     await context.write(pb.WatchResponse(verdict=message, sequence=sequence))
                     self._metrics.chunk(phase, time.perf_counter() - started)
@@ -89,8 +93,8 @@ class GuardServicer:
             finally:
                 if session is not None:
                     session.close()
-                if verdict is not None:
-                    self._metrics.judged(verdict, "watch")
+                if judged is not None:
+                    self._metrics.judged(judged, "watch")
 
     async def _list_features(self, request: pb.ListFeaturesRequest) -> pb.ListFeaturesResponse:
         if request.page_size < 0:
@@ -101,8 +105,9 @@ class GuardServicer:
         begin = _read_token(request.page_token, filters) if request.page_token else 0
         found = self._assessor.features(domain=filters[0], subdomain=filters[1], hook_point=filters[2])
         end = begin + min(request.page_size or PAGE_SIZE, MAX_PAGE_SIZE)
+        features = await asyncio.to_thread(lambda: [convert.feature_to_proto(feature) for feature in found[begin:end]])
         return pb.ListFeaturesResponse(
-            features=[convert.feature_to_proto(feature) for feature in found[begin:end]],
+            features=features,
             next_page_token=_write_token(end, filters) if end < len(found) else "",
             total_size=len(found),
         )
@@ -154,12 +159,17 @@ class GuardServicer:
         except Exception:  # noqa: BLE001 - the caller learns that it failed; the log learns why
             code = grpc.StatusCode.INTERNAL
             _log.exception("call failed", method=method)
-            await context.abort(code, "internal error: the server's log says more")
+            status = errors.to_status(GuardError("internal error: the server's log says more"))
+            await context.abort(status.code, status.details, status.trailing_metadata)
         finally:
             self._in_flight -= 1
             if not self._in_flight:
                 self.idle.set()
             self._metrics.call(method, code.name, time.perf_counter() - started)
+
+
+def _options(request: pb.CheckRequest | pb.WatchRequest.Start) -> CheckOptions:
+    return convert.options_from_proto(request.options, request.request_id or uuid.uuid4().hex)
 
 
 def _feed(session: Session, request: pb.WatchRequest, sequence: int) -> "tuple[Phase, Future[Verdict]]":

@@ -71,23 +71,57 @@ def test_requests_that_wait_share_a_batch(loading, gated, texts, sizes):
     assert seen.sizes == [1, *sizes]
 
 
+def refused(attempt):
+    with pytest.raises(Exhausted, match=r"^the reader's queue is full \(3 requests\); try again in \d") as caught:
+        attempt()
+    assert (caught.value.reason, caught.value.retry_after_s > 0) == ("QUEUE_FULL", True)
+
+
 def test_a_full_queue_refuses_at_once_and_says_when_to_retry(loading, gated):
     with loading(reader={"queue_size": 3}) as assessor, gated(assessor) as gate:
         futures = [assessor.submit(CheckInput(text)) for text in TEXTS[:3]]
-        session = assessor.open_session()
-        for attempt in (lambda: assessor.submit(CheckInput("x")), lambda: session.feed(Phase.PROMPT, "x ", last=True)):
-            with pytest.raises(
-                Exhausted, match=r"^the reader's queue is full \(3 requests\); try again in \d"
-            ) as caught:
-                attempt()
-            assert (caught.value.reason, caught.value.retry_after_s > 0) == ("QUEUE_FULL", True)
+        refused(lambda: assessor.submit(CheckInput("x")))
         assert assessor.queue_depth == 3
         gate.open()
         for future in futures:
             future.result(60)
         until(lambda: assessor.queue_depth == 0)
+        assert assessor.check(CheckInput("x")).phases
+
+
+def test_a_full_queue_does_not_end_a_stream(loading, gated):
+    with loading(reader={"queue_size": 3}) as assessor, gated(assessor) as gate:
+        session = assessor.open_session()
+        futures = [assessor.submit(CheckInput(text)) for text in TEXTS[:3]]
+        first = session.feed(Phase.PROMPT, "x ")
+        refused(lambda: session.feed(Phase.PROMPT, "y ", last=True))  # only what is fed ahead of its verdicts
+        assert assessor.queue_depth == 4
+        gate.open()
+        assert first.result(60).phases
         # The refused chunk changed nothing: it can be sent again.
-        assert phase_of(session.feed(Phase.PROMPT, "x ", last=True).result(60)).tokens_read == 2
+        assert phase_of(session.feed(Phase.PROMPT, "y ", last=True).result(60)).tokens_read == 3
+        for future in futures:
+            future.result(60)
+        session.close()
+
+
+def test_cancelled_texts_cost_those_behind_them_nothing(assessor, monkeypatch):
+    opened, tokenized, tokenize = threading.Event(), [], assessor.pipeline.tokenize
+
+    def noting(given):
+        opened.wait(30)
+        tokenized.append(given.prompt)
+        return tokenize(given)
+
+    monkeypatch.setattr(assessor.pipeline, "tokenize", noting)
+    first = assessor.submit(CheckInput(TEXTS[0]))
+    for _ in range(40):
+        assert assessor.submit(CheckInput(LONG)).cancel()
+    last = assessor.submit(CheckInput(TEXTS[1]))
+    opened.set()
+    assert last.result(60).phases
+    assert first.result(60).phases
+    assert tokenized == [TEXTS[0], TEXTS[1]]
 
 
 def test_a_cancelled_check_frees_its_place(loading, gated):

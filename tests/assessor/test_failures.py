@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from guard.reader.model import TorchReader
 from guard.records import Action, CheckInput, CheckOptions, Phase
 from tests.assessor.given import CHAT, LONG, TEXTS, phase_of, scores, stream
 
@@ -18,7 +19,7 @@ def poison(value, token=3):
     return hook
 
 
-def broken(_module, _inputs, _output):
+def broken(*_):
     raise RuntimeError("out of memory")
 
 
@@ -51,11 +52,23 @@ def test_a_stream_that_met_nan_stays_not_assessed_and_a_new_one_is_assessed(asse
     assert stream(assessor, prompt=[TEXTS[1]])[-1].action is not Action.NOT_ASSESSED
 
 
-def test_a_failing_model_reaches_its_callers_and_the_worker_goes_on(assessor, hooked):
-    with hooked(assessor, broken), pytest.raises(RuntimeError, match="out of memory"):
-        assessor.check(CheckInput(LONG))
-    assert not assessor.check(CheckInput(LONG)).not_assessed
+@pytest.mark.parametrize("given", [CheckInput(LONG), CheckInput(CHAT, TEXTS[1])])
+def test_a_text_that_the_model_fails_at_is_not_assessed_and_the_worker_goes_on(assessor, hooked, caplog, given):
+    with hooked(assessor, broken):
+        verdict = assessor.check(given, CheckOptions(request_id="r-1"))
+    assert (verdict.action, verdict.request_id) == (Action.NOT_ASSESSED, "r-1")
+    assert all((p.action, p.tokens_read, p.domains) == (Action.NOT_ASSESSED, 0, ()) for p in verdict.phases)
+    assert [(m.reason, m.phase) for m in verdict.not_assessed] == [("reader_failed", p.phase) for p in verdict.phases]
+    assert verdict.not_assessed[0].detail == "the model or the encoder raised an error, which Guard's log holds"
+    assert "out of memory" in caplog.text
+    assert not assessor.check(given).not_assessed
     assert assessor.queue_depth == 0
+
+
+def test_a_model_that_fails_from_the_start_is_not_served(loading, monkeypatch):
+    monkeypatch.setattr(TorchReader, "_run", broken)
+    with pytest.raises(RuntimeError, match="out of memory"), loading():
+        pass
 
 
 def test_a_failure_stays_with_its_batch(assessor, hooked, gated):
@@ -71,20 +84,24 @@ def test_a_failure_stays_with_its_batch(assessor, hooked, gated):
         assert gate.arrived.wait(10)
         others = [assessor.submit(CheckInput(text)) for text in TEXTS[1:4]]
         gate.open()
-        with pytest.raises(RuntimeError, match="out of memory"):
-            first.result(60)
+        assert first.result(60).action is Action.NOT_ASSESSED
         assert all(not future.result(60).not_assessed for future in others)
 
 
 def test_a_chunk_whose_reading_failed_is_read_with_the_next_one(assessor, hooked):
     session = assessor.open_session()
     session.feed_chat(CHAT).result(60)
-    session.feed(Phase.COMPLETION, "The committee will").result(60)
-    with hooked(assessor, broken, layer=12), pytest.raises(RuntimeError, match="out of memory"):
-        session.feed(Phase.COMPLETION, " vote on the").result(60)
+    before = session.feed(Phase.COMPLETION, "The committee will").result(60)
+    with hooked(assessor, broken, layer=12):
+        failed = session.feed(Phase.COMPLETION, " vote on the").result(60)
+    assert failed.action is Action.NOT_ASSESSED
+    assert [(m.reason, m.phase) for m in failed.not_assessed] == [("reader_failed", Phase.COMPLETION)]
+    assert phase_of(failed, Phase.COMPLETION).action is Action.NOT_ASSESSED
+    assert scores(failed) == pytest.approx(scores(before), abs=1e-9)  # what was read still speaks
     last = session.feed(Phase.COMPLETION, " tax reform", last=True).result(60)
     session.close()
     whole = assessor.check(CheckInput(CHAT, "The committee will vote on the tax reform"))
+    assert not last.not_assessed
     assert scores(last) == pytest.approx(scores(whole), abs=1e-3)
     assert phase_of(last, Phase.COMPLETION).tokens_read == phase_of(whole, Phase.COMPLETION).tokens_read
 

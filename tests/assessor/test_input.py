@@ -21,12 +21,12 @@ USER = Role.USER
         (
             CheckInput("x" * 1_048_577),
             "TEXT_TOO_LARGE",
-            "prompt: found 1048577 bytes, the limit is 1048576 (limits.text_bytes)",
+            "text: found 1048577 bytes in all, the limit is 1048576 (limits.text_bytes)",
         ),
         (
-            CheckInput("x", "中" * 700_000),
+            CheckInput("x" * 600_000, "中" * 200_000),
             "TEXT_TOO_LARGE",
-            "completion: found 2100000 bytes, the limit is 1048576 (limits.text_bytes)",
+            "text: found 1200000 bytes in all, the limit is 1048576 (limits.text_bytes)",
         ),
         (
             CheckInput((Message(USER, "x"),) * 1025),
@@ -52,18 +52,28 @@ def test_text_that_cannot_be_judged(assessor, given, reason, message):
     assert assessor.queue_depth == 0
 
 
-def test_a_limit_can_be_set_and_is_named(loading):
+def test_a_limit_can_be_set_and_is_one_sum_whatever_the_way(loading):
+    too_large = "text: found 11 bytes in all, the limit is 10 (limits.text_bytes)"
     with loading(limits={"text_bytes": 10}) as assessor:
-        with pytest.raises(InvalidInput) as caught:
-            assessor.check(CheckInput("x" * 11))
-        assert str(caught.value) == "prompt: found 11 bytes, the limit is 10 (limits.text_bytes)"
-        assert caught.value.metadata == {"limit": "10"}
+        for given in (
+            CheckInput("x" * 11),
+            CheckInput("12345", "中文"),
+            CheckInput((Message(USER, "1234"), Message(USER, "中文x"))),
+        ):
+            with pytest.raises(InvalidInput) as caught:
+                assessor.check(given)
+            assert (str(caught.value), caught.value.metadata) == (too_large, {"limit": "10"})
         session = assessor.open_session()
         session.feed(Phase.PROMPT, "12345")
         with pytest.raises(InvalidInput) as caught:
-            session.feed(Phase.PROMPT, "中文")
-        assert str(caught.value) == "stream: found 11 bytes, the limit is 10 (limits.text_bytes)"
-        assert session.feed(Phase.PROMPT, "678", last=True).result(60).phases  # what was refused left no trace
+            session.feed(Phase.COMPLETION, "中文")
+        assert str(caught.value) == too_large
+        assert session.feed(Phase.COMPLETION, "678", last=True).result(60).phases  # what was refused left no trace
+        chatting = assessor.open_session()
+        chatting.feed_chat((Message(USER, "12345"),)).result(60)
+        with pytest.raises(InvalidInput) as caught:
+            chatting.feed(Phase.COMPLETION, "中文")
+        assert str(caught.value) == too_large
 
 
 @pytest.mark.parametrize("attributions", [-1, 101])

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from guard.records import CheckInput, CheckOptions, Phase
+from guard.records import Action, CheckInput, CheckOptions, Phase
 from guard.scoring.pooling import SPANS_KEPT
 from tests.assessor.given import CHAT, LONG, TEXTS, cut, heads, phase_of, scores, stream
 
@@ -100,6 +100,34 @@ def test_no_token_is_read_twice(assessor, hooked):
     with hooked(assessor, lambda _module, _inputs, output: read.append(output.shape[1])):
         verdicts = stream(assessor, prompt=pieces(TEXTS[1], "characters"), completion=pieces(TEXTS[3], "words"))
     assert sum(read) == sum(p.tokens_read for p in verdicts[-1].phases) + 1  # and the sink in front
+
+
+def test_a_stream_without_word_boundaries_is_judged_as_it_goes(assessor):
+    text = "今天天气很好我们一起去公园散步然后回家吃饭看书休息" * 3
+    verdicts = stream(assessor, completion=cut(text, [5]))
+    counts = [(p.tokens_read, p.tokens_total) for v in verdicts for p in v.phases]
+    assert all(total - read <= 20 for read, total in counts)
+    assert all(v.action is not Action.NOT_ASSESSED for v in verdicts[4:])
+    same(verdicts[-1], assessor.check(CheckInput(None, text)))
+
+
+def test_only_whitespace_is_not_assessed_until_a_word_is_read(assessor):
+    verdicts = stream(assessor, prompt=["  \n\n \n", " \n ", "\n\n He", " saw", " the man"])
+    assert [v.action is Action.NOT_ASSESSED for v in verdicts] == [
+        True,
+        True,
+        True,
+        True,
+        False,
+    ]  # the last two words are held
+    said = [(m.reason, m.detail) for v in verdicts for m in v.not_assessed]
+    assert said[-1] == ("nothing_read", "only whitespace has been read yet")
+    assert {reason for reason, _ in said} == {"nothing_read"}
+    (ended,) = stream(assessor, prompt=[" \n\t "])
+    assert (ended.action, ended.phases[0].action, ended.phases[0].domains) == ("not_assessed", "not_assessed", ())
+    blank = stream(assessor, prompt=[TEXTS[0]], completion=["  \n", " "])[-1]
+    assert [p.action for p in blank.phases] == ["allow", "not_assessed"]
+    assert blank.action == "not_assessed"
 
 
 def test_an_empty_stream_is_not_assessed(assessor):

@@ -76,6 +76,33 @@ def test_one_value_that_is_not_finite_spoils_the_whole_reading(name, bad):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("size", [2e19, 1e30, 3e38])
+def test_finite_values_that_would_overflow_are_not_taken_for_silence(name, size):
+    rows = EncodeRows(
+        enc_rows=torch.tensor([[1.0, 1.0, 1.0, -2.0]]) * 4,  # in float32: infinity less infinity
+        bias=torch.zeros(1),
+        threshold=torch.ones(1),
+        probe_rows=torch.ones(1, 4),  # and the root mean square: infinity
+        probe_bias=torch.zeros(1),
+    )
+    found = choice.choose(name)(torch.tensor([[1.0, 1.0, 1.0, 1.0], [size, size, size, size]]), rows)
+    assert not found.finite
+    assert len(found.row) == 0
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("size", [1e4, 1e12, 1e18])
+def test_large_values_that_float32_holds_are_read(name, size):
+    rows = make_rows(20, 16, 2, 5)
+    direction = torch.randn(3, 16, generator=torch.Generator().manual_seed(6))
+    found = choice.choose(name)(direction * size, rows)
+    wanted = (direction.double() @ rows.enc_rows.double().T > rows.threshold / size).nonzero()
+    assert found.finite
+    assert torch.stack([found.token, found.row], dim=1).tolist() == wanted.tolist()
+    np.testing.assert_allclose(found.probe, choice.choose(name)(direction, rows).probe, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_activations_are_multiplied_in_float32(name, dtype):
     rows = make_rows(100, 64, 1, 3)

@@ -11,13 +11,19 @@ from guard.errors import Exhausted
 from guard.reader.batching import Batcher, Job
 
 
-def put(batcher, sizes, *, alone=False):
-    units = deque({"size": size} for size in sizes)
+def put(batcher, sizes, *, alone=False, bad=False):
+    units = deque({"size": size, "bad": bad} for size in sizes)
     kept = list(units)
     batcher.admit()
     future = Future()
     future.add_done_callback(lambda _: batcher.release())
-    batcher.put(Job(units, lambda unit: unit["size"], lambda: [unit["batch"] for unit in kept], future, alone=alone))
+
+    def finish(error):
+        if error:
+            raise error
+        return [unit.get("batch") for unit in kept]
+
+    batcher.put(Job(units, lambda unit: unit["size"], finish, future, alone=alone))
     return future
 
 
@@ -52,15 +58,25 @@ def test_waiting_jobs_share_a_batch_up_to_its_padded_size(gate):
     assert batches == [[10], [30, 30, 30], [30, 30]]
 
 
-def test_a_long_text_does_not_hold_back_a_short_one(gate):
+@pytest.mark.parametrize("windows", [100, 50])  # one to a batch, and two
+def test_a_short_text_waits_for_one_batch_of_a_long_one(gate, windows):
     batcher, opened, _ = gate
-    put(batcher, [10])
+    long = put(batcher, [windows] * 20)
     time.sleep(0.1)
-    long = put(batcher, [100] * 20)
     short = put(batcher, [5])
     opened.set()
-    assert short.result(5)[0] <= 2
-    assert long.result(5)[-1] > 15
+    assert short.result(5) == [1]
+    long.result(5)
+
+
+def test_long_texts_take_turns_and_one_alone_fills_its_batches(gate):
+    batcher, opened, batches = gate
+    put(batcher, [10])
+    time.sleep(0.1)
+    futures = [put(batcher, [50, 50, 50, 50]), put(batcher, [100, 100])]
+    opened.set()
+    assert [future.result(5) for future in futures] == [[1, 3, 5, 5], [2, 4]]
+    assert batches == [[10], [50], [100], [50], [100], [50, 50]]
 
 
 def test_a_full_queue_refuses_at_once_with_a_time_to_retry(gate):
@@ -97,10 +113,36 @@ def test_a_failing_batch_reaches_its_callers_and_the_worker_goes_on(gate):
     batcher, opened, _ = gate
     opened.set()
     put(batcher, [10]).result(5)
-    bad = deque([{"size": 10, "bad": True}])
-    batcher.admit()
-    future = Future()
-    batcher.put(Job(bad, lambda unit: unit["size"], lambda: None, future))
+    bad = put(batcher, [10], bad=True)
     with pytest.raises(RuntimeError, match="the model failed"):
-        future.result(5)
+        bad.result(5)
     assert put(batcher, [10]).result(5)
+
+
+def test_a_job_may_answer_in_place_of_a_failed_batch(gate):
+    batcher, opened, _ = gate
+    opened.set()
+    put(batcher, [10]).result(5)
+    bad = deque([{"size": 10, "bad": True}, {"size": 10}])
+    job = Job(bad, lambda unit: unit["size"], lambda error: f"not read: {error}")
+    batcher.put(job)
+    assert job.future.result(5) == "not read: the model failed"
+    assert put(batcher, [10]).result(5)
+
+
+@pytest.mark.parametrize(("windows", "least", "most"), [(1, 0.05, 5), (40, 10, 30), (10_000, 30, 30)])
+def test_the_time_to_retry_grows_with_what_waits(windows, least, most):
+    opened = threading.Event()
+    batcher = Batcher(lambda _: opened.wait(0.2), queue_size=4, batch_tokens=10)
+    try:
+        put(batcher, [10]).result(5)  # a batch takes 0.2 s
+        for _ in range(4):
+            put(batcher, [10] * windows)
+        with pytest.raises(Exhausted) as caught:
+            batcher.admit()
+        assert least <= caught.value.retry_after_s <= most
+        batcher.admit(always=True)
+        assert batcher.depth == 5
+    finally:
+        opened.set()
+        batcher.close()

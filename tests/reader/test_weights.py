@@ -49,6 +49,25 @@ def test_the_fingerprint_follows_the_tensors_and_not_their_files(tmp_path):
     assert weights.fingerprint(make_folder(tmp_path / "other", tensors))["weights"] != one["weights"]
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda _: b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n",
+            r"found a pointer of Git LFS, expected the weights; `git lfs pull` fetches them$",
+        ),
+        (lambda _: b"", r"found no whole safetensors file: "),
+        (lambda whole: whole[:-1], r"found no whole safetensors file: "),
+        (lambda whole: b"\xff" * len(whole), r"found no whole safetensors file: "),
+    ],
+)
+def test_damaged_weights_are_named(tmp_path, damage, message):
+    file = make_folder(tmp_path / "model", {"a": np.zeros(4, dtype=np.float32)}) / "model-0.safetensors"
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(WeightsError, match=f"^{file}: {message}"):
+        weights.fingerprint(file.parent)
+
+
 def test_a_changed_file_is_hashed_again(tmp_path):
     folder = make_folder(tmp_path / "model", {"a": np.zeros(4, dtype=np.float32)})
     before = weights.fingerprint(folder)

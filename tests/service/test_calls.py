@@ -109,12 +109,23 @@ def test_a_full_queue_says_when_to_try_again(client, stub, standin):
     assert rebuilt.value.retry_after_s == 1.25
 
 
-def test_a_fault_of_ours_tells_the_caller_nothing_of_the_inside(client, standin):
+def test_a_fault_of_ours_tells_the_caller_nothing_of_the_inside(client, stub, standin):
     standin.error = RuntimeError("secret path")
     with pytest.raises(GuardError, match=r"^internal error: the server's log says more$"):
         client.check("x")
+    with pytest.raises(grpc.RpcError) as seen:
+        stub.Check(pb.CheckRequest(text="x"))
+    info = details(seen.value)["ErrorInfo"]
+    assert (seen.value.code(), info.reason, info.domain) == (grpc.StatusCode.INTERNAL, "INTERNAL", "guard.v1")
     standin.error = None
     assert client.check("x").action == "allow"
+
+
+def test_a_call_without_an_id_is_given_one(client, standin):
+    given = [client.check("x").request_id for _ in range(2)]
+    assert all(len(made_up) == 32 for made_up in given)
+    assert given[0] != given[1]
+    assert [options.request_id for _, options in standin.given] == given
 
 
 def test_a_long_message_is_cut_instead_of_breaking_the_call(client, standin):

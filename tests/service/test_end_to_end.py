@@ -118,7 +118,7 @@ def test_only_the_domains_asked_for_are_judged(client, assessor):
     [
         ("", "prompt: found an empty text, expected text"),
         (" \n\t", "prompt: found only whitespace, expected text"),
-        ("x" * 2_000_000, "prompt: found 2000000 bytes, the limit is 1048576 (limits.text_bytes)"),
+        ("x" * 2_000_000, "text: found 2000000 bytes in all, the limit is 1048576 (limits.text_bytes)"),
     ],
 )
 def test_text_that_cannot_be_judged_is_refused_and_says_why(client, text, message):

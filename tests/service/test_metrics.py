@@ -9,6 +9,7 @@ from guard.records import Phase
 from guard.service import metrics
 from guard.service.client import Chunk, GuardClient
 from guard.service.metrics import Metrics
+from tests.service.forgetful import Forgetful
 from tests.service.running import make_config, running
 from tests.service.standin import StandIn, not_assessed
 
@@ -77,6 +78,17 @@ def test_a_stream_counts_once_as_a_request_and_each_chunk_as_a_chunk(server, cli
     assert found['guard_chunks_total{action="block",phase="completion"}'] == "1.0"
     assert found['guard_chunk_seconds_count{phase="completion"}'] == "2.0"
     assert found['guard_score_count{domain="violence",head="harm"}'] == "2.0"
+
+
+def test_a_stream_that_was_blocked_once_counts_as_blocked():
+    standin = Forgetful(make_config())
+    with running(standin.config, standin) as server, GuardClient(server.address) as client:
+        list(client.watch([Chunk(Phase.COMPLETION, "block"), Chunk(Phase.COMPLETION, "fine")]))
+        assert value(server, 'guard_requests_total{action="block",method="watch",phase="completion"}') == 1
+        found = scrape(server)
+    assert found['guard_domain_actions_total{action="block",domain="violence",phase="completion"}'] == "1.0"
+    assert 'guard_requests_total{action="allow",method="watch",phase="completion"}' not in found
+    assert found['guard_chunks_total{action="allow",phase="completion"}'] == "1.0"
 
 
 def test_hits_are_counted_by_domain_hook_point_and_latent(server, client):

@@ -26,7 +26,7 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 from guard.errors import ConfigError, Unavailable
 from guard.records import Phase
 from guard.service.client import Chunk, GuardClient
-from guard.service.server import Server, serve
+from guard.service.server import Server, run, serve
 from tests.service.running import make_config, running
 from tests.service.standin import StandIn
 
@@ -108,6 +108,29 @@ def test_a_port_in_use_is_named():
             assert message == f"server.listen: {address}: Address already in use"
         with refused(make_config(server={"metrics": address})) as message:
             assert message == f"server.metrics: {address}: Address already in use"
+
+
+@pytest.mark.parametrize("key", ["listen", "metrics"])
+def test_a_port_in_use_is_told_before_a_model_is_loaded_and_in_our_words_only(key, capfd):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        config = make_config(server={key: [address] if key == "listen" else address}, pack="no such pack")
+        with pytest.raises(ConfigError) as raised:
+            run(config)
+    assert str(raised.value) == f"server.{key}: {address}: Address already in use"
+    assert capfd.readouterr().err == ""
+
+
+def test_an_address_that_is_none_is_told_before_a_model_is_loaded(tmp_path):
+    for server, message in (
+        ({"listen": ["127.0.0.1:70000"]}, "server.listen: found '127.0.0.1:70000', expected host:port or unix:/path"),
+        ({"tls_client_ca": tmp_path / "ca.pem"}, "server.tls_certificate: found none, expected a PEM file, as"),
+    ):
+        with pytest.raises(ConfigError) as raised:
+            run(make_config(server=server, pack="no such pack"))
+        assert str(raised.value).startswith(message)
 
 
 def test_two_servers_never_share_a_port(server):

@@ -41,9 +41,11 @@ def test_each_answer_says_which_chunk_it_answers(stub):
     assert [response.sequence for response in stub.Watch(iter(requests))] == [0, 1, 2]
 
 
-def test_start_may_be_left_out(stub):
-    (response,) = stub.Watch(iter([chunk("a")]))
-    assert response.verdict.action == pb.ACTION_ALLOW
+def test_start_may_be_left_out_and_the_stream_is_given_an_id(stub):
+    first, second = stub.Watch(iter([chunk("a"), chunk("b")]))
+    assert first.verdict.action == pb.ACTION_ALLOW
+    assert len(first.verdict.request_id) == 32
+    assert first.verdict.request_id == second.verdict.request_id
 
 
 def test_a_verdict_comes_before_the_next_chunk_is_sent(client):
