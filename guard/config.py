@@ -1,18 +1,36 @@
 """Settings: defaults, then a TOML file, then `GUARD_*` environment variables, then command-line flags. No torch.
 
-Every key is declared here once; a key that is not is refused by name.
+Every key is declared here once; a key that is not is refused by name. `GUARD_READER__DTYPE` sets `reader.dtype`; a list
+or a table is written as JSON there, and an empty value counts as unset, but for `GUARD_SERVER__METRICS`, where it means
+off. `GUARD_DEBUG` belongs to the command line.
 """
 
+import json
+import os
+import re
 import tomllib
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from guard.errors import ConfigError
 
 DEFAULT_PACK = Path("detectors/smollm2-135m-instruct/safety-residual")
+
+# What Kubernetes sets for a Service named guard or guard-...: GUARD_PORT=tcp://..., GUARD_SERVICE_HOST, and the like.
+_OF_KUBERNETES = re.compile(r"GUARD_([A-Z0-9]+_)*(SERVICE_(HOST|PORT)(_\w+)?=|PORT_\d+_[A-Z]+(_[A-Z]+)?=|PORT=\w+://)")
+_EMPTY_COUNTS = {"GUARD_SERVER__METRICS"}
+
+
+def _default_pack() -> Path:
+    """The shipped pack: of this folder, else of the checkout that this file belongs to."""
+    return DEFAULT_PACK if DEFAULT_PACK.is_dir() else Path(__file__).parents[1] / DEFAULT_PACK
+
+
+def _one_or_more(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
 
 
 class _Section(BaseModel):
@@ -51,8 +69,8 @@ class EncodeConfig(_Section):
 
 
 class ServerConfig(_Section):
-    listen: tuple[str, ...] = Field(
-        ("127.0.0.1:50051",), description="addresses: host:port, or unix:/path for a unix socket"
+    listen: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
+        ("127.0.0.1:50051",), min_length=1, description="addresses: host:port, or unix:/path for a unix socket"
     )
     metrics: str = Field("127.0.0.1:9464", description="host:port of /metrics; empty turns it off")
     latent_metrics: bool = Field(True, description="count hits by latent (as many series as the pack has latents)")
@@ -71,12 +89,8 @@ class PolicyConfig(_Section):
     )
 
 
-class GuardConfig(BaseSettings):
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix="GUARD_", env_nested_delimiter="__", env_ignore_empty=True
-    )
-
-    pack: Path = Field(DEFAULT_PACK, description="the pack's folder")
+class GuardConfig(_Section):
+    pack: Path = Field(default_factory=_default_pack, description="the pack's folder")
     reader: ReaderConfig = ReaderConfig()
     encode: EncodeConfig = EncodeConfig()
     sessions: SessionsConfig = SessionsConfig()
@@ -93,22 +107,45 @@ def load_config(file: Path | None = None, overrides: dict[str, Any] | None = Non
     values: dict[str, Any] = {}
     if file is not None:
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
+            values = tomllib.loads(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise ConfigError(f"config {file}: {error.strerror}") from None
+        except UnicodeDecodeError as error:
+            bad = f"byte 0x{error.object[error.start]:02x} at offset {error.start}"
+            raise ConfigError(f"config {file}: is not valid UTF-8: {bad}") from None
         except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"config {file}: {error}") from None
     try:
         return GuardConfig(**_merge(values, _environment(), overrides or {}))
     except ValidationError as error:
-        raise ConfigError(_explain(file, error)) from None
+        raise ConfigError(f"config {file or '(environment and flags)'}: {_explain(error)}") from None
 
 
 def _environment() -> dict[str, Any]:
-    """What the `GUARD_*` variables set, nested like the file."""
-    from pydantic_settings import EnvSettingsSource
+    """What the `GUARD_*` variables set, nested like the file. Raises ConfigError naming the variable that is wrong."""
+    values: dict[str, Any] = {}
+    for name, text in sorted(os.environ.items()):  # GUARD_READER, a whole section, before GUARD_READER__DTYPE
+        if not name.startswith("GUARD_") or name == "GUARD_DEBUG" or _OF_KUBERNETES.match(f"{name}={text}"):
+            continue
+        path = name.removeprefix("GUARD_").lower().split("__")
+        given = reduce(lambda inner, key: {key: inner}, reversed(path), _from_json(text))
+        unset = not text and name not in _EMPTY_COUNTS
+        try:
+            GuardConfig.model_validate(given)
+        except ValidationError as error:
+            if not unset or any(problem["type"] == "extra_forbidden" for problem in error.errors()):
+                raise ConfigError(f"environment variable {name}: {_explain(error)}") from None
+        if not unset:
+            values = _merge(values, given)
+    return values
 
-    return dict(EnvSettingsSource(GuardConfig)())
+
+def _from_json(text: str) -> Any:
+    """Lists and tables; any other setting is text, which its type reads, and so is an address like `[::1]:50051`."""
+    try:
+        return json.loads(text) if text.startswith(("[", "{")) else text
+    except ValueError:
+        return text
 
 
 def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +157,7 @@ def _merge(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _explain(file: Path | None, error: ValidationError) -> str:
+def _explain(error: ValidationError) -> str:
     lines = []
     for problem in error.errors():
         key = ".".join(str(part) for part in problem["loc"])
@@ -128,7 +165,7 @@ def _explain(file: Path | None, error: ValidationError) -> str:
             lines.append(f"unknown key {key!r}{_suggest(problem['loc'])}")
         else:
             lines.append(f"{key}: found {problem['input']!r}: {problem['msg']}")
-    return f"config {file or '(environment and flags)'}: " + "; ".join(lines)
+    return "; ".join(lines)
 
 
 def _suggest(location: tuple[int | str, ...]) -> str:

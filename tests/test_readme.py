@@ -4,6 +4,7 @@ import json
 import re
 from statistics import mean
 
+from guard.records import CheckInput
 from tests.conftest import PACK, REPOSITORY
 from tests.service.running import make_config, running
 
@@ -21,6 +22,22 @@ def test_the_python_example_runs_against_a_real_sidecar(assessor, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[0] == "allow"
     assert any(line.startswith("violence harm 0.") for line in printed)
+
+
+def test_the_blocked_example_and_what_thins_it_out_are_as_they_say(assessor):
+    text = re.search(r'`guard check "(.+?)"`', README).group(1)
+    behind = re.search(r'example above, "(.+?)"', README).group(1)
+    alone, thinned = (assessor.check(CheckInput(given)) for given in (text, f"{text} {behind}"))
+    assert (alone.action, thinned.action) == ("block", "allow")
+    scores = [
+        f"{head.score:.3f}"
+        for verdict in (alone, thinned)
+        for domain in verdict.phases[0].domains
+        for head in domain.heads
+        if (domain.domain, head.head) == ("violence", "harm")
+    ]
+    assert f"makes {thinned.phases[0].tokens_read} tokens of it" in README
+    assert f"(violence.harm {' to '.join(scores)})" in README
 
 
 def test_the_detection_table_is_the_packs_evaluation():

@@ -12,6 +12,7 @@ from guard.records import CheckInput, CheckOptions, ModelInfo, PackInfo, Phase, 
 
 if TYPE_CHECKING:
     from guard.assessor import Assessor, Session
+    from guard.cli.options import Sidecar
     from guard.config import GuardConfig
     from guard.service.client import Chunk, GuardClient
 
@@ -40,12 +41,10 @@ class Backend(Protocol):
 
 
 @contextmanager
-def opened(settings: "GuardConfig", address: str | None) -> Iterator[Backend]:
-    """Loads the model, or connects to `address`. Raises ConfigError, PackError and WeightsError."""
-    if address:
-        from guard.service.client import GuardClient
-
-        with GuardClient(address) as client:
+def opened(settings: "GuardConfig", sidecar: "Sidecar | None") -> Iterator[Backend]:
+    """Loads the model, or connects to the sidecar. Raises ConfigError, PackError and WeightsError."""
+    if sidecar:
+        with sidecar.connect() as client:
             remote = Remote(client, settings)
             try:
                 yield remote
@@ -110,11 +109,9 @@ class Remote:
         self._identity: Identity | None = None
 
     def check(self, given: CheckInput, options: CheckOptions) -> Verdict:
-        _check_unicode(given)
         return self._client.check(given.prompt, completion=given.completion, options=options)
 
     def submit(self, given: CheckInput, options: CheckOptions) -> "Future[Verdict]":
-        _check_unicode(given)
         return self._pool.submit(self._patiently, given, options)
 
     def _patiently(self, given: CheckInput, options: CheckOptions) -> Verdict:
@@ -151,7 +148,6 @@ class _RemoteStream:
     def feed(self, phase: Phase, text: str, *, last: bool = False) -> Verdict:
         from guard.service.client import Chunk
 
-        _check_unicode(CheckInput(prompt=text))
         self._chunks.put(Chunk(phase, text, last))
         try:
             return next(self._verdicts)
@@ -162,12 +158,3 @@ class _RemoteStream:
         self._chunks.put(None)
         for _ in self._verdicts:
             pass  # lets the call end, so that the sidecar sees a stream that was finished
-
-
-def _check_unicode(given: CheckInput) -> None:
-    """What no protobuf string can hold is refused here, in the words of the reader."""
-    from guard.reader.tokens import check_text
-
-    prompt = [given.prompt] if isinstance(given.prompt, str) else [m.content for m in given.prompt or ()]
-    for text in (*prompt, given.completion or ""):
-        check_text(text)

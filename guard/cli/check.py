@@ -18,6 +18,7 @@ Examples:
   guard check 'How do I kill a Python process?'
   echo 'some text' | guard check --json
   guard check --chat messages.json --completion 'Sure, here is how'
+  echo 'the prompt' | guard check - --completion 'Sure, here is how'
   guard check --file texts.jsonl --out verdicts.jsonl --domain violence
   guard check --address unix:/run/guard.sock 'some text'
 
@@ -36,7 +37,8 @@ def check(
         str | None,
         typer.Argument(
             metavar="TEXT",
-            help="The prompt; `-`, or nothing at all, reads stdin (one line end at its end is dropped).",
+            help="The prompt. `-` reads stdin (one line end at its end is dropped), and so does giving none of TEXT, "
+            "--chat, --completion and --file.",
         ),
     ] = None,
     chat: Annotated[
@@ -44,7 +46,8 @@ def check(
         typer.Option(metavar="FILE", help="The prompt as a chat: a JSON list of {role, content}; `-` reads stdin."),
     ] = None,
     completion: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A completion, read behind the prompt.")
+        str | None,
+        typer.Option(metavar="TEXT", help="A completion, read behind the prompt; alone where no prompt is given."),
     ] = None,
     file: Annotated[
         Path | None,
@@ -60,6 +63,13 @@ def check(
     attributions: options.Attributions = 5,
     tokens: Annotated[bool, typer.Option("--tokens", help="JSON: add what each token adds to each head.")] = False,
     address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", min=0.001, help="With --address: wait no longer for an answer."),
+    ] = None,
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
@@ -68,7 +78,7 @@ def check(
 
     Says how risky it is in each domain, and which features and tokens say so.
     """
-    options.no_local_pack(address, pack)
+    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key, timeout)
     given = [name for name, value in (("TEXT", text), ("--chat", chat), ("--file", file)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one")
@@ -85,7 +95,7 @@ def check(
     wanted = options.check_options(domain, attributions, tokens=detail)
     from guard.cli import backend
 
-    with backend.opened(settings, address) as answers:
+    with backend.opened(settings, sidecar) as answers:
         if file is not None:
             status = _check_file(file, out, answers, wanted)
         else:
@@ -97,6 +107,11 @@ def _asked(text: str | None, chat: Path | None, completion: str | None) -> Check
     if chat is not None:
         return CheckInput(inputs.chat(chat), completion)
     if text is None and completion is not None:
+        # Not read unasked: a script's stdin may be a pipe that never ends, or the lines that its loop goes through.
+        if inputs.text_waits_on_stdin():
+            typer.echo(
+                "guard: judging the completion alone; `-` reads the prompt from stdin, which holds text", err=True
+            )
         return CheckInput(None, completion)
     if text == "-" or (text is None and not sys.stdin.isatty()):
         return CheckInput(inputs.stdin_text(), completion)
@@ -120,13 +135,13 @@ def _check_one(asked: CheckInput, answers: "Backend", wanted: CheckOptions, *, a
 
 
 def _look_at(file: Path, out: Path | None) -> None:
-    """Finds what is wrong with the files before a model is loaded."""
-    if str(file) != "-":
+    """Finds what is wrong with the files before a model is loaded. A named pipe can be opened only once."""
+    if str(file) != "-" and not file.is_fifo():
         with file.open("rb"):
             pass
         if out is not None and out.exists() and out.samefile(file):
             raise UsageError(f"--out {out} is the file that --file reads: it would be overwritten")
-    if out is not None:
+    if out is not None and not out.is_fifo():
         with out.open("ab"):
             pass
 

@@ -19,7 +19,7 @@ Examples:
   guard config show --toml > guard.toml
 
 Defaults come first, then the file of --config, then GUARD_* environment variables (GUARD_READER__DTYPE=bfloat16), \
-then flags."""
+then flags. An empty variable counts as unset; GUARD_SERVER__METRICS= alone means off."""
 
 
 @app.command(epilog=_EPILOG)

@@ -1,6 +1,7 @@
 """`guard demo`: a sidecar of its own, a handful of prompts through gRPC, and what came back."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
+from pathlib import Path
 from types import FrameType
 from typing import IO, Annotated
 
@@ -56,7 +58,8 @@ def demo(
         _show(prompts, address)
         print(f"\ngRPC listens on {address}, metrics on {metrics}")
         print(f"  curl -s {metrics} | grep ^guard_")
-        print(f"  guard check --address {address} 'your own text'", flush=True)
+        guard = "guard" if shutil.which("guard") else Path(sys.executable).with_name("guard")
+        print(f"  {guard} check --address {address} 'your own text'", flush=True)
         if not once:
             _wait(process)
 

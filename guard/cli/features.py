@@ -48,21 +48,22 @@ def list_(
     limit: Annotated[int, typer.Option(metavar="N", min=0, help="At most N; 0 shows all.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False,
     address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
 ) -> None:
     """List the pack's features as a table."""
-    options.no_local_pack(address, pack)
+    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
     settings = options.settings(config, set_, pack)
     from guard.cli import terminal
     from guard.pack import catalogue
 
     filters = {"domain": domain, "subdomain": subdomain, "hook_point": hook_point}
-    if address:
-        from guard.service.client import GuardClient
-
-        with GuardClient(address) as client:
+    if sidecar:
+        with sidecar.connect() as client:
             found = list(client.features(**filters))
     else:
         from guard.pack.loader import load_pack
@@ -84,20 +85,21 @@ def show(
     latent: Annotated[str, typer.Argument(metavar="HOOK_POINT/INDEX", help="As the list shows it.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
 ) -> None:
     """Show one feature with examples and head weights."""
-    options.no_local_pack(address, pack)
+    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
     wanted = parse_latent(latent)
     settings = options.settings(config, set_, pack)
     from guard.cli import terminal
 
-    if address:
-        from guard.service.client import GuardClient
-
-        with GuardClient(address) as client:
+    if sidecar:
+        with sidecar.connect() as client:
             feature = client.feature(wanted)
     else:
         from guard.pack import catalogue

@@ -1,7 +1,12 @@
 """What a caller gives on the command line, on stdin and in files, as records."""
 
+import codecs
+import fcntl
 import json
+import os
+import stat
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +30,21 @@ def stdin_text() -> str:
     return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
 
 
+def text_waits_on_stdin() -> bool:
+    """Whether stdin is a pipe that holds something now. Takes none of it."""
+    try:
+        pipe = sys.stdin.fileno()
+    except OSError:
+        return False
+    return stat.S_ISFIFO(os.fstat(pipe).st_mode) and any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
+
+
 def chat(file: Path) -> tuple[Message, ...]:
     """A JSON list of `{"role", "content"}`; `-` reads stdin. Other keys of a message are ignored."""
     where = "chat (stdin)" if str(file) == "-" else f"chat {file}"
     raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
     try:
-        values = json.loads(decode(raw, where))
+        values = json.loads(decode(raw.removeprefix(codecs.BOM_UTF8), where))
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{where}: not valid JSON: {error}") from None
     if not isinstance(values, list):

@@ -9,7 +9,7 @@ import typer
 
 from guard.cli import check, config, demo, exits, features, lab, pack, serve, watch, weights
 from guard.cli.terminal import visible
-from guard.errors import GuardError
+from guard.errors import GuardError, PackError
 
 app = typer.Typer(
     name="guard",
@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?" in place of a bar, not an error
     debug = os.environ.get("GUARD_DEBUG", "") not in ("", "0")
+    if not debug:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what grpc logs about an error, our own line says
     try:
         status = app(args=arguments, prog_name="guard", standalone_mode=False)
         sys.stdout.flush()
@@ -89,7 +91,7 @@ def _usage(error: typer.TyperException, stream: TextIO) -> None:
 
 def _one_line(error: Exception) -> str:
     if isinstance(error, GuardError):
-        message = str(error)
+        message = str(error) + _hint(error)
     elif isinstance(error, ModuleNotFoundError) and not (error.name or "").startswith("guard"):
         message = f"this command needs the package {error.name!r}, which is not installed"
     elif isinstance(error, OSError) and error.strerror:
@@ -97,6 +99,14 @@ def _one_line(error: Exception) -> str:
     else:
         message = f"internal error, {type(error).__name__}: {error} (GUARD_DEBUG=1 shows where)"
     return visible(" ".join(message.split()))
+
+
+def _hint(error: GuardError) -> str:
+    """What to do where the shipped pack was not installed along with Guard."""
+    from guard.config import DEFAULT_PACK
+
+    absent = isinstance(error, PackError) and f"{DEFAULT_PACK}/manifest.toml: found no such file" in str(error)
+    return "; name a pack's folder with --pack, or with the setting pack" if absent else ""
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from guard.records import CheckOptions
 
 if TYPE_CHECKING:
     from guard.config import GuardConfig
+    from guard.service.client import GuardClient
 
 
 class UsageError(typer.TyperException):
@@ -36,6 +38,14 @@ Address = Annotated[
         help="Ask a running `guard serve` there, and load no model here.",
     ),
 ]
+TlsCa = Annotated[
+    Path | None,
+    typer.Option("--tls-ca", metavar="PEM", help="With --address: use TLS, and trust what this CA signed."),
+]
+TlsCertificate = Annotated[
+    Path | None, typer.Option("--tls-cert", metavar="PEM", help="With --address: our own certificate (mTLS).")
+]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", metavar="PEM", help="The private key of --tls-cert.")]
 Domain = Annotated[
     list[str] | None, typer.Option("--domain", metavar="D", help="Only this domain. May be repeated. Default: all.")
 ]
@@ -66,9 +76,49 @@ def check_options(domains: list[str] | None, attributions: int, *, tokens: bool,
     return CheckOptions(tuple(domains or ()), attributions, tokens, request_id)
 
 
-def no_local_pack(address: str | None, pack: Path | None) -> None:
-    if address and pack:
+@dataclass(frozen=True, slots=True)
+class Sidecar:
+    """A running `guard serve`, and what it takes to talk to it. `timeout_s` is the deadline of an answer, if any."""
+
+    address: str
+    tls_ca: Path | None = None
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    timeout_s: float | None = None
+
+    def connect(self) -> "GuardClient":
+        """Raises ConfigError naming a file that cannot be read."""
+        from guard.service.client import GuardClient
+
+        return GuardClient(
+            self.address,
+            tls_ca=self.tls_ca,
+            tls_certificate=self.tls_certificate,
+            tls_key=self.tls_key,
+            timeout_s=self.timeout_s,
+        )
+
+
+def sidecar(
+    address: str | None,
+    pack: Path | None,
+    tls_ca: Path | None,
+    tls_certificate: Path | None,
+    tls_key: Path | None,
+    timeout_s: float | None = None,
+) -> Sidecar | None:
+    """The sidecar to ask, or None where a model is loaded here. Raises UsageError for options at odds."""
+    if not address:
+        remote = {"--tls-ca": tls_ca, "--tls-cert": tls_certificate, "--tls-key": tls_key, "--timeout": timeout_s}
+        for name, value in remote.items():
+            if value is not None:
+                raise UsageError(f"{name} has no effect without --address")
+        return None
+    if pack:
         raise UsageError("--pack has no effect with --address: the sidecar has its own pack")
+    if (tls_certificate is None) != (tls_key is None):
+        raise UsageError("--tls-cert and --tls-key go together: give both")
+    return Sidecar(address, tls_ca, tls_certificate, tls_key, timeout_s)
 
 
 def _assignment(given: str) -> dict[str, Any]:

@@ -1,31 +1,34 @@
 """`guard check --file`: many rows through one assessor, in order, with many in flight so that they are batched."""
 
+import codecs
 import json
 import math
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from guard.cli import inputs
 from guard.cli.backend import Backend
 from guard.cli.terminal import visible
-from guard.errors import Exhausted, InvalidInput
+from guard.errors import Exhausted, GuardError, InvalidInput
 from guard.records import Action, CheckInput, CheckOptions, NotAssessed, NotAssessedReason, Verdict
 
 WINDOW = 4096  # rows in flight at most, however large the queue is
+_OF_ONE_ROW = ("INTERNAL", "DEADLINE_EXCEEDED")  # reasons of a sidecar that failed at this row and answers the next
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the file. `problem` is empty where it can be checked; `id` is what the line said, or None."""
+    """A line of the file, from 1. `problem` is empty where it can be checked; `id` is what the line said, or None."""
 
     id: str | int | float | None
     text: str = ""
     problem: str = ""
+    line: int = 0
 
     @property
     def request_id(self) -> str:
@@ -34,10 +37,10 @@ class Row:
 
 def read(stream: BinaryIO) -> Iterator[Row]:
     """The rows of a JSONL file. Lines end at a line feed only; lines of white space are not rows."""
-    for number, line in enumerate(stream):
-        raw = line.removeprefix(b"\xef\xbb\xbf") if number == 0 else line
+    for number, line in enumerate(stream, 1):
+        raw = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if raw.strip():
-            yield parse(raw)
+            yield replace(parse(raw), line=number)
 
 
 def count(file: Path) -> int:
@@ -47,13 +50,15 @@ def count(file: Path) -> int:
 
 def parse(raw: bytes) -> Row:
     try:
-        values = json.loads(inputs.decode(raw.strip(), "line"))
+        values = json.loads(inputs.decode(raw.strip(), "it"))
     except InvalidInput as error:
         return Row(None, problem=str(error))
+    except json.JSONDecodeError as error:
+        return Row(None, problem=f"not valid JSON: {error.msg} at column {error.colno}")
     except (ValueError, RecursionError) as error:
-        return Row(None, problem=f"line is not valid JSON: {error}")
+        return Row(None, problem=f"not valid JSON: {error}")
     if not isinstance(values, dict):
-        return Row(None, problem=f"line: found {inputs.kind(values)}, expected an object with id and text")
+        return Row(None, problem=f"found {inputs.kind(values)}, expected an object with id and text")
     found = values.get("id")
     if problem := _id_problem(found):
         return Row(found if isinstance(found, str) else None, problem=problem)
@@ -79,6 +84,7 @@ def _text_problem(values: dict[str, Any]) -> str:
 def assess(rows: Iterable[Row], backend: Backend, options: CheckOptions) -> Iterator[tuple[Row, Verdict]]:
     """A verdict for each row, in order. A row that cannot be checked gets a not_assessed verdict, and the run goes on.
 
+    So does a row at which the reader fails or is slower than the deadline.
     Raises NotFound (a domain) and errors that are not of one row, such as a sidecar that went away.
     """
     window = max(1, min(backend.window, WINDOW))
@@ -100,15 +106,13 @@ def _start(
     row: Row, backend: Backend, options: CheckOptions, flight: deque[tuple[Row, Verdict | Future[Verdict]]]
 ) -> "Verdict | Future[Verdict]":
     if row.problem:
-        return refused(row, row.problem, backend)
+        return refused(row, row.problem, NotAssessedReason.BAD_INPUT, backend)
     asked = CheckOptions(options.domains, options.max_attributions, options.token_detail, row.request_id)
     while True:
         try:
             return backend.submit(CheckInput(prompt=row.text), asked)
         except InvalidInput as error:
-            if error.reason == "INVALID_OPTION":  # the same for every row
-                raise
-            return refused(row, str(error), backend)
+            return _failed(row, error, backend)
         except Exhausted as error:
             own = [waiting for _, waiting in flight if isinstance(waiting, Future) and not waiting.done()]
             if own:
@@ -126,19 +130,28 @@ def _settle(row: Row, waiting: "Verdict | Future[Verdict]", backend: Backend) ->
         return row, waiting
     try:
         return row, waiting.result()
-    except InvalidInput as error:
-        if error.reason == "INVALID_OPTION":
-            raise
-        return row, refused(row, str(error), backend)
+    except Exception as error:  # noqa: BLE001 - one row's failure is not the run's
+        return row, _failed(row, error, backend)
 
 
-def refused(row: Row, problem: str, backend: Backend) -> Verdict:
-    """The verdict of a row that could not be checked."""
+def _failed(row: Row, error: Exception, backend: Backend) -> Verdict:
+    """The verdict of a row whose check raised `error`, which is raised again where every row would meet it."""
+    if isinstance(error, InvalidInput) and error.reason != "INVALID_OPTION":
+        return refused(row, str(error), NotAssessedReason.BAD_INPUT, backend)
+    if isinstance(error, GuardError):
+        if error.reason not in _OF_ONE_ROW:
+            raise error
+        return refused(row, str(error), NotAssessedReason.READER_FAILED, backend)
+    return refused(row, f"{type(error).__name__}: {error}", NotAssessedReason.READER_FAILED, backend)
+
+
+def refused(row: Row, problem: str, reason: NotAssessedReason, backend: Backend) -> Verdict:
+    """The verdict of a row that could not be checked; it says which line of the file that was."""
     pack, policy, model = backend.identity()
     return Verdict(
         request_id=row.request_id if _is_unicode(row.request_id) else "",
         action=Action.NOT_ASSESSED,
-        not_assessed=(NotAssessed(NotAssessedReason.BAD_INPUT, visible(problem)),),
+        not_assessed=(NotAssessed(reason, visible(f"line {row.line}: {problem}")),),
         phases=(),
         pack=pack,
         policy=policy,

@@ -1,5 +1,6 @@
 """`guard serve`: the sidecar."""
 
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -43,9 +44,12 @@ def serve(
     The API is guard.v1.GuardService; reflection is on. Ends in order on a signal.
     """
     settings = options.settings(config, set_, pack, listen=listen or None, metrics=metrics)
+    import structlog
+
     from guard.cli.weights import report
     from guard.service import server
 
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # stdout is what `_say` says
     server.run(settings, report=report, ready=_say)
 
 

@@ -22,7 +22,7 @@ Examples:
 
 The last word of a chunk is held until the next chunk settles how it is read; the last line judges everything.
 
-{exits.HELP} The status is that of the last verdict."""
+{exits.HELP} The status is that of the severest verdict of the stream, not of its last."""
 
 
 def register(app: typer.Typer) -> None:
@@ -38,6 +38,9 @@ def watch(
     domain: options.Domain = None,
     attributions: options.Attributions = 5,
     address: options.Address = None,
+    tls_ca: options.TlsCa = None,
+    tls_cert: options.TlsCertificate = None,
+    tls_key: options.TlsKey = None,
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
@@ -46,26 +49,30 @@ def watch(
 
     Prints the running scores after each chunk.
     """
-    options.no_local_pack(address, pack)
+    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
     settings = options.settings(config, set_, pack)
     wanted = options.check_options(domain, attributions, tokens=False)
     from guard.cli import backend
+    from guard.service.outcome import Outcome
 
-    verdict: Verdict | None = None
-    with backend.opened(settings, address) as answers:
+    outcome = Outcome()
+    with backend.opened(settings, sidecar) as answers:
         stream = answers.open_stream(wanted)
+
+        def judge(phase: Phase, chunk: str | None, *, last: bool = False) -> Action:
+            verdict = stream.feed(phase, chunk or "", last=last)
+            _show(verdict, phase, chunk, as_json=as_json)
+            return outcome.add(verdict).action
+
         try:
             if prompt is not None:
-                verdict = stream.feed(Phase.PROMPT, prompt, last=True)
-                _show(verdict, Phase.PROMPT, prompt, as_json=as_json)
+                judge(Phase.PROMPT, prompt, last=True)
             for chunk in chunks(sys.stdin.buffer, chunk_chars):
-                verdict = stream.feed(Phase.COMPLETION, chunk)
-                _show(verdict, Phase.COMPLETION, chunk, as_json=as_json)
-            verdict = stream.feed(Phase.COMPLETION, "", last=True)
-            _show(verdict, Phase.COMPLETION, None, as_json=as_json)
+                judge(Phase.COMPLETION, chunk)
+            action = judge(Phase.COMPLETION, None, last=True)
         finally:
             stream.close()
-    raise typer.Exit(exits.of(verdict.action))
+    raise typer.Exit(exits.of(action))
 
 
 def chunks(stream: BinaryIO, size: int | None) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -97,6 +98,10 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
             ["check", "--address", "a:1", "--pack", "p", "x"],
             "--pack has no effect with --address: the sidecar has its own",
         ),
+        (["check", "--tls-ca", "ca.pem", "x"], "--tls-ca has no effect without --address"),
+        (["check", "--timeout", "5", "x"], "--timeout has no effect without --address"),
+        (["watch", "--address", "a:1", "--tls-cert", "c.pem"], "--tls-cert and --tls-key go together: give both"),
+        (["features", "--tls-key", "k.pem"], "--tls-key has no effect without --address"),
         (["check", "--set", "reader.dtype", "x"], "--set: found 'reader.dtype', expected KEY=VALUE, such as"),
         (["check", "--set", "a b=1", "x"], "--set: found the key 'a b', expected a dotted name, such as reader.dtype"),
         (
@@ -155,6 +160,7 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["check", "--set", "reader.dtyp=x", "x"], "config (environment and flags): unknown key 'reader.dtyp'; did you mean 'dtype'?"),
         (["check", "--set", "reader.window=4", "x"], "config (environment and flags): reader.window: found 4: Input should be greater than or equal to 16"),
         (["check", "--config", "absent.toml", "x"], "config absent.toml: No such file or directory"),
+        (["check", "--address", "a:1", "--tls-ca", "absent.pem", "x"], "absent.pem: No such file or directory"),
         (["check", "--chat", "absent.json"], "absent.json: No such file or directory"),
         (["check", "--file", "absent.jsonl"], "absent.jsonl: No such file or directory"),
         (["check", "--pack", "absent", "x"], "absent/manifest.toml: found no such file, expected a pack's manifest.toml"),
@@ -173,6 +179,33 @@ def test_another_error_is_one_line_and_status_1(guard, tmp_path, monkeypatch, ar
     monkeypatch.chdir(tmp_path)
     found = guard(*arguments)
     assert (found.status, found.out, found.err) == (1, "", f"guard: error: {message}\n")
+
+
+def test_where_the_shipped_pack_is_not_installed_the_way_out_is_told(guard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("guard.config.DEFAULT_PACK", Path("detectors/gone"))
+    found = guard("features")
+    assert found.status == 1
+    assert found.err.endswith(
+        "detectors/gone/manifest.toml: found no such file, expected a pack's manifest.toml; name a pack's folder with "
+        "--pack, or with the setting pack\n"
+    )
+
+
+def test_the_shipped_pack_is_there_from_any_folder(guard, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = guard("features", "--limit", "1")
+    assert (found.status, "model.layers." in found.out) == (0, True)
+
+
+def test_a_variable_that_is_wrong_is_no_internal_error(guard, monkeypatch):
+    monkeypatch.setenv("GUARD_SERVER__LISTEN", "0.0.0.0:50051")
+    assert guard("config", "show").status == 0
+    monkeypatch.setenv("GUARD_REEDER__DTYPE", "bfloat16")
+    found = guard("config", "show")
+    assert (found.status, found.err) == (
+        1, "guard: error: environment variable GUARD_REEDER__DTYPE: unknown key 'reeder'; did you mean 'reader'?\n"
+    )  # fmt: skip
 
 
 def test_a_config_file_with_a_misspelt_key(guard, tmp_path):

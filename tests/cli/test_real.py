@@ -57,7 +57,7 @@ def test_rows_of_a_file_judged_together_equal_each_alone(guard, pack, tmp_path):
     assert found.status == 12
     told = [json.loads(line) for line in found.out.splitlines()]
     assert [line["id"] for line in told] == [*(f"r{i}" for i in range(30)), "bad"]
-    assert told[-1]["not_assessed"][0]["detail"] == "text: found nothing, expected a string"
+    assert told[-1]["not_assessed"][0]["detail"] == "line 31: text: found nothing, expected a string"
     assert found.err.splitlines()[-1] == "check: 31 rows: 30 allow, 1 not assessed"
     for i in (0, 13):
         alone = json.loads(guard("check", "--pack", pack, "--json", "--domain", "violence", texts[i]).out)

@@ -10,7 +10,7 @@ import pytest
 from guard.cli import rows
 from guard.cli.backend import Local
 from guard.errors import Exhausted, InvalidInput, NotFound
-from guard.records import Action, CheckOptions, NotAssessedReason
+from guard.records import Action, CheckOptions, NotAssessed, NotAssessedReason
 from tests.service.running import make_config
 from tests.service.standin import StandIn
 
@@ -22,10 +22,10 @@ from tests.service.standin import StandIn
         (b'{"id": 7, "text": "x"}', 7, ""),
         (b'{"text": "x"}', None, ""),
         (b'{"id": null, "text": "\xe6\x9c\x8b\xe5\x8f\x8b\xe2\x80\xa8"}', None, ""),
-        (b"{", None, "line is not valid JSON: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"),
-        (b"[" * 100_000, None, "line is not valid JSON: maximum recursion depth exceeded"),
-        (b'"text"', None, "line: found a string, expected an object with id and text"),
-        (b'{"id": "a\xff"}', None, "line is not valid UTF-8: byte 0xff at offset 9"),
+        (b"{", None, "not valid JSON: Expecting property name enclosed in double quotes at column 2"),
+        (b"[" * 100_000, None, "not valid JSON: maximum recursion depth exceeded"),
+        (b'"text"', None, "found a string, expected an object with id and text"),
+        (b'{"id": "a\xff"}', None, "it is not valid UTF-8: byte 0xff at offset 9"),
         (b'{"id": "a"}', "a", "text: found nothing, expected a string"),
         (b'{"id": "a", "text": null}', "a", "text: found null, expected a string"),
         (b'{"id": "a", "text": ["x"]}', "a", "text: found a list, expected a string"),
@@ -83,8 +83,11 @@ def test_a_bad_row_keeps_its_place_and_the_run_goes_on(backend):
     assert [v.action for _, v in done] == [Action.BLOCK, *[Action.NOT_ASSESSED] * 3, Action.ALLOW]
     reasons = [(n.reason, n.detail) for _, v in done for n in v.not_assessed]
     assert [reason for reason, _ in reasons] == [NotAssessedReason.BAD_INPUT] * 3
-    assert reasons[1][1] == "prompt: found an empty text, expected text"
-    assert reasons[2][1] == "the limit is 50 (limits.text_bytes)"
+    assert [detail for _, detail in reasons] == [
+        "line 2: not valid JSON: Expecting property name enclosed in double quotes at column 2",
+        "line 3: prompt: found an empty text, expected text",
+        "line 4: the limit is 50 (limits.text_bytes)",
+    ]
     line = rows.as_json(*done[2])
     assert (line["id"], line["request_id"], line["action"]) == ("e", "e", "ACTION_NOT_ASSESSED")
     assert line["pack"]["id"] == "stand-in"
@@ -136,4 +139,22 @@ def test_a_row_whose_trouble_shows_late_keeps_its_place_too(backend):
 
     backend.submit = late
     done = run([{"id": 1, "text": "x"}], backend)
-    assert [n.detail for n in done[0][1].not_assessed] == ["no: x"]
+    assert [n.detail for n in done[0][1].not_assessed] == ["line 1: no: x"]
+
+
+def test_a_row_at_which_the_reader_fails_is_not_assessed_and_the_run_goes_on(backend):
+    submit = backend.submit
+
+    def failing(given, options):
+        if given.prompt != "fail":
+            return submit(given, options)
+        future = Future()
+        future.set_exception(RuntimeError("out of memory"))
+        return future
+
+    backend.submit = failing
+    done = run([{"id": 1, "text": "x"}, b"", {"id": 2, "text": "fail"}, {"id": 3, "text": "block"}], backend)
+    assert [v.action for _, v in done] == [Action.ALLOW, Action.NOT_ASSESSED, Action.BLOCK]
+    assert done[1][1].not_assessed == (
+        NotAssessed(NotAssessedReason.READER_FAILED, "line 3: RuntimeError: out of memory"),
+    )
