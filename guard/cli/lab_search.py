@@ -62,9 +62,7 @@ def contrast(
     activations: Activations = None,
     by: Annotated[
         str,
-        typer.Option(
-            metavar="METRIC", help="Ranks the SAEs: p_best, i_cdf, i_cdf_net, l0_0.2 (L0>0.2) ..."
-        ),
+        typer.Option(metavar="METRIC", help="Ranks the SAEs: p_best, i_cdf, i_cdf_net, l0_0.2 (L0>0.2) ..."),
     ] = "p_best",
     detect: Annotated[
         bool, typer.Option("--detect", help="Also ask whether the metric predicts detection on unseen sources.")
