@@ -40,8 +40,8 @@ def contrast(
     there is not.
     """
     ranking.check_metric(by)
-    trained = read_config(str(saes / "suite.toml"))
     suite, rows, reports = load_suite(saes), read_rows(texts), read_reports(saes) or []
+    trained = read_config(str(saes / "suite.toml"))
     pairs = labelled.pairs()
     with_, without = pair_rows(rows, pairs)
     pooled = strengths(suite, saes, texts, activations, progress)
