@@ -90,11 +90,11 @@ class Batcher:
     def put(self, job: Job) -> None:
         """Queues an admitted job; its place is freed when its future is done."""
         with self._changed:
-            if self._closed:
-                job.future.cancel()
+            if not self._closed:
+                self._jobs.append(job)
+                self._changed.notify()
                 return
-            self._jobs.append(job)
-            self._changed.notify()
+        job.future.cancel()  # without the lock: a callback may wait for a caller who waits for a place
 
     def close(self) -> None:
         """Ends the worker after the batch in hand; jobs still waiting are cancelled."""

@@ -42,16 +42,13 @@ def test_the_shipped_suites():
     assert read_config("residual-zh").specs == read_config("residual").specs
     search = read_config("search")
     names = [spec.name for spec in search.specs]
-    assert len(names) == 34
+    assert len(names) == 44
     assert search.tokens >= 2_000_000
-    assert (
-        len([n for n in names if re.fullmatch(r"model\.layers\.(0|7|14|22|29)\.batch_topk\.w2304\.l(16|32|64|128)", n)])
-        == 20
-    )
-    assert len([n for n in names if "mlp.down_proj" in n]) == 10
-    assert {n for n in names if "batch_topk.w2304" not in n} == {
+    grid = r"model\.layers\.(0|7|14|22|29)(\.mlp\.down_proj)?\.batch_topk\.w1152\.l(16|32|64|128)"
+    assert sum(bool(re.fullmatch(grid, n)) for n in names) == 40
+    assert {n for n in names if not re.fullmatch(grid, n)} == {
         f"model.layers.14.{rest}.l32"
-        for rest in ("jumprelu.w2304", "topk.w2304", "batch_topk.w1152", "batch_topk.w4608")
+        for rest in ("jumprelu.w1152", "topk.w1152", "batch_topk.w2304", "batch_topk.w4608")
     }
     for name in shipped():
         assert f" {name} (" in _TRAIN_EPILOG
