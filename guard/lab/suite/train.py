@@ -48,7 +48,8 @@ def train(
         2 P d_model tokens_of_a_group  +  16 sum_i(2 w_i d_model)  +  12 batch max_i(w_i)
 
     the group in bfloat16, four float32 copies of the weights (gradient and Adam's two moments among them), and the
-    activations of one SAE at a time, forward and backward (26 in place of 12 for jumprelu).
+    activations of one SAE at a time, forward and backward (26 in place of 12 for jumprelu). An allocator that is
+    told to give nothing back may take several times that (docs/search.md).
 
     Raises InvalidInput where `out` holds a run of another configuration, the activations lack a hook point or are too
     few, or `start_from` lacks an SAE.
