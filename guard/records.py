@@ -108,6 +108,7 @@ class Attribution:
     share: float  # |contribution| over the sum of all |contributions| of this head
     peak_activation: float  # in units of the latent's scale; 0 for the probe
     spans: tuple[SpanContribution, ...]
+    explanation_score: float | None = None  # how well the name tells where it fires, -1 to 1; None where untested
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,3 +211,5 @@ class Feature:
     top_tokens: tuple[str, ...]
     examples: tuple[TokenExample, ...]
     head_weights: dict[str, float]  # "<domain>.<head>" -> weight
+    surface_form: bool = False  # fires on a character or a token, whatever it means
+    explanation_score: float | None = None  # as in Attribution

@@ -136,6 +136,7 @@ def table(features: Sequence[Feature]) -> "Table":
     result.add_column("latent", no_wrap=True)
     result.add_column("domains", overflow="fold")
     result.add_column("name", overflow="fold", ratio=1)
+    result.add_column("r", justify="right")  # how well the explanation tells where it fires
     result.add_column("rate", justify="right")
     result.add_column("top weight", no_wrap=True)
     for f in features:
@@ -144,6 +145,7 @@ def table(features: Sequence[Feature]) -> "Table":
             Text(visible(str(f.latent))),
             Text(visible(", ".join([*f.domains, *f.subdomains]))),
             Text(visible(f.name) or "(no name)"),
+            "" if f.explanation_score is None else f"{f.explanation_score:.2f}",
             f"{f.firing_rate:.3%}",
             Text(f"{weight:+.2f} {visible(head)}" if head else ""),
         )

@@ -7,12 +7,19 @@ import typer
 
 from guard.cli import lab_search
 from guard.cli.lab_tables import figures_table
+from guard.cli.options import UsageError
 
 _FIT_EPILOG = """\b
 Examples:
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/heads
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/sparse \\
-      --latents-per-head 64 --latent-c 0.01"""
+      --latents-per-head 64 --latent-c 0.01
+  guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/permissive \\
+      --explained runs/explained --scores runs/segment --scores runs/judged --permissive --manifests data/
+
+--explained keeps heads to latents whose explanation scores --least-score in what `guard lab simulate` wrote at the
+segment level. --permissive fits and calibrates on sources alone whose licence passes nothing on (MIT, Apache-2.0, CC0,
+CC BY) and on the project's own sentences; the other sources are only judged on."""
 
 _EVALUATE_EPILOG = """\b
 Examples:
@@ -28,6 +35,9 @@ The pack takes its name from the last part of --out. Then: guard pack check my-p
 
 Saes = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab train` wrote.")]
 Texts = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --labelled` wrote.")]
+Manifests = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Holds manifest_*.json with the sources' licences.")
+]
 Fitted = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab fit` wrote.")]
 
 
@@ -71,10 +81,25 @@ def fit(
         typer.Option(metavar="X", min=0.01, max=1.0, help="Then raised to it: under 1, a few firings count more."),
     ] = 0.5,
     iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of the solver, at most.")] = 100,
+    explained: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="What `guard lab explain` wrote: keep to its latents.")
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="With --explained: what tested the explanations. May be repeated."),
+    ] = None,
+    least_score: Annotated[
+        float, typer.Option(metavar="R", min=-1.0, max=1.0, help="With --explained: drop what scores less.")
+    ] = 0.2,
+    permissive: Annotated[
+        bool, typer.Option("--permissive", help="Fit on permissively licensed sources alone; needs --manifests.")
+    ] = False,
+    manifests: Manifests = None,
 ) -> None:
     """Choose latents and fit heads, without each group of sources in turn."""
     from guard.cli.progress import Progress
     from guard.lab import stages
+    from guard.lab.explain.gather import gather
     from guard.lab.heads.fit import FitConfig
 
     config = FitConfig(
@@ -87,9 +112,26 @@ def fit(
         exponent=exponent,
         power=power,
         iterations=iterations,
+        sources=_permissive(texts, manifests) if permissive else (),
+        least_score=least_score,
     )
+    if bool(explained) != bool(scores):
+        raise UsageError("--explained and --scores go together: give both or neither")
+    kept, dropped = gather(explained, scores, least_score) if explained and scores else ([], 0)
     with Progress("fit", "groups of sources") as progress:
-        stages.fit(saes=saes, activations=activations, texts=texts, out=out, config=config, progress=progress.update)
+        stages.fit(
+            saes=saes,
+            activations=activations,
+            texts=texts,
+            out=out,
+            config=config,
+            explained=kept,
+            progress=progress.update,
+        )
+    if kept:
+        typer.echo(f"{len(kept):,} explained latents to choose among, {dropped:,} dropped (below {least_score:g})")
+    if config.sources:
+        typer.echo(f"fitted on own sentences and {', '.join(config.sources)}")
     typer.echo(f"{out}: fitted; judge it with `guard lab evaluate`")
 
 
@@ -117,12 +159,29 @@ def build(
     texts: Texts,
     fitted: Fitted,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The pack's folder.")],
-    manifests: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Holds manifest_*.json with the sources' licences.")
-    ] = None,
+    manifests: Manifests = None,
 ) -> None:
-    """Fit the heads that ship, on every source, and write the pack."""
+    """Fit the heads that ship, on every source that they may be fitted on, and write the pack."""
+    from guard.cli.progress import Progress
     from guard.lab import stages
 
-    made = stages.build(saes=saes, texts=texts, fitted=fitted, manifests=manifests, out=out)
+    with Progress("build", "texts read again") as progress:
+        made = stages.build(
+            saes=saes, texts=texts, fitted=fitted, manifests=manifests, out=out, progress=progress.update
+        )
     typer.echo(f"{out}: pack written, hash {made[:12]}")
+
+
+def _permissive(texts: Path, manifests: Path | None) -> tuple[str, ...]:
+    """The harvested sources whose licence is permissive. Raises UsageError where there is no word of licences."""
+    from guard.lab import stages
+    from guard.lab.labelled import permissive
+
+    if manifests is None:
+        raise UsageError("--permissive needs --manifests, which say how each source is licensed")
+    licences = stages.licences(manifests)
+    sources = sorted({row.source for row in stages.read_rows(texts)})
+    found = tuple(name for name in sources if permissive(licences.get(name, "")))
+    if not found:
+        raise UsageError(f"--permissive: found no permissive licence in {manifests} for any source of {texts}")
+    return found

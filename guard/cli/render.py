@@ -199,6 +199,8 @@ def _features(one: Leading, phase: Phase, asked: CheckInput) -> Iterator[Rendera
 def _feature_name(given: Attribution) -> Text:
     name = Text(visible(given.name) if given.name else "(no name)")
     where = [str(given.latent) if given.latent else "probe rows", *given.tags]
+    if given.explanation_score is not None:
+        where.append(f"r {given.explanation_score:.2f}")
     name.append(f"\n{visible('  '.join(where))}", "dim")
     return name
 

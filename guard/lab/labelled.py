@@ -7,6 +7,7 @@ a negative there. Targets of a head follow from the row alone (see `target`).
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -22,6 +23,11 @@ Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_neg
 
 # Sources whose hard negatives answer risky questions: harmless, but perhaps about the domain all the same.
 _PRESENCE_UNKNOWN = frozenset({"beavertails_30k_test", "pyrit_scorer_evals", "own_refusal"})
+
+_PERMISSIVE = re.compile(r"\b(MIT|Apache-2\.0|BSD|CC0|CC BY \d\.\d|public domain)\b")
+_RESTRICTED = re.compile(
+    r"\b(NC|SA|ND|GPL|AGPL|LGPL|research|terms|non-commercial|none stated|not stated)\b", re.IGNORECASE
+)
 
 _HARMFUL_SUBDOMAINS = frozenset(
     {
@@ -206,6 +212,14 @@ def lookalike_rows() -> list[Row]:
         )
         for line in _own("lookalikes.jsonl")
     ]
+
+
+def permissive(licence: str) -> bool:
+    """Whether a licence lets anybody use what was made from it, for any purpose, without passing terms on.
+
+    Non-commercial, research-only and share-alike licences are not; nor is one that is not stated, or not all of it.
+    """
+    return bool(_PERMISSIVE.search(licence)) and not _RESTRICTED.search(licence)
 
 
 def digest(rows: Iterable[Row]) -> str:

@@ -16,12 +16,14 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from guard.errors import InvalidInput
 from guard.lab import harvest as harvesting
 from guard.lab import labelled, shards
 from guard.lab.heads import build as building
 from guard.lab.heads.evaluate import Figure, OutOfFold, cross_fit, figures
+from guard.lab.heads.explained import Explained, keep, kept, mask
 from guard.lab.heads.features import (
     STATISTICS_SHARDS,
     Floats,
@@ -33,13 +35,14 @@ from guard.lab.heads.features import (
     pool,
     text_count,
 )
-from guard.lab.heads.fit import HEADS, Design, FitConfig
+from guard.lab.heads.fit import HEADS, Design, FitConfig, choose_latents
 from guard.lab.suite.config import read_config
 from guard.lab.suite.measure import read_reports
 from guard.lab.suite.sae import FullSae, load_suite
 
 Progress = Callable[[int, int], None]
 _ROWS = "rows.jsonl"
+_EXPLAINED, _LATENTS = "explained.jsonl", "latents.jsonl"
 
 
 def harvest_labelled(
@@ -178,33 +181,62 @@ def fit(
     texts: Path,
     out: Path,
     config: FitConfig,
+    explained: Sequence[Explained] = (),
     progress: Progress = lambda _done, _all: None,
 ) -> None:
-    """Fits probe, latents and combined heads without each group of sources in turn.
+    """Fits probe, latents and combined heads without each group of sources in turn; over `explained` latents alone.
 
-    Keeps the logits of what was left out: what evaluation judges and calibration uses.
+    Keeps the logits of what was left out: what evaluation judges and calibration uses. `out/latents.jsonl` names the
+    latents that the heads keep, a line each: what `guard lab explain` may be given.
     """
     suite, rows = load_suite(saes), read_rows(texts)
-    design = Design(rows, pooled_texts(suite, saes, texts, activations), config)
-    kept = cross_fit(design, ("probe", "latents"), progress)
+    if strangers := set(config.sources) - {row.source for row in rows}:
+        raise InvalidInput(f"{texts}: holds no texts of {', '.join(sorted(strangers))}, which heads shall be fitted on")
+    design = _designed(suite, rows, pooled_texts(suite, saes, texts, activations), config, explained)
+    logits = cross_fit(design, ("probe", "latents"), progress)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
-    _save(out / "logits.npz", _flat(kept))
+    keep(out / _EXPLAINED, explained)
+    (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in _chosen(suite, design)))
+    _save(out / "logits.npz", _flat(logits))
+
+
+def _chosen(suite: Sequence[FullSae], design: Design) -> list[dict[str, Any]]:
+    """The latents that heads fitted on all usable rows keep, and for which domains."""
+    domains: dict[int, list[str]] = {}
+    for domain, latents in choose_latents(design, design.usable).items():
+        for latent in latents.tolist():
+            domains.setdefault(latent, []).append(domain)
+    result, offset = [], 0
+    for sae in suite:
+        mine = sorted(latent for latent in domains if offset <= latent < offset + sae.width)
+        result += [
+            {"hook_point": sae.hook_point, "latent": n - offset, "sae": sae.name, "domains": domains[n]} for n in mine
+        ]
+        offset += sae.width
+    return result
 
 
 def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lambda _done, _all: None) -> list[Figure]:
     """Adds the TF-IDF column and writes `fitted/evaluation.json`."""
     design = _design(saes, texts, fitted)
-    kept = _unflat(fitted / "logits.npz")
-    words = cross_fit(design, ("tfidf",), progress)
-    kept.logits.update(words.logits)
-    result = figures(design, kept)
+    logits = _unflat(fitted / "logits.npz")
+    logits.logits.update(cross_fit(design, ("tfidf",), progress).logits)
+    result = figures(design, logits)
     (fitted / "evaluation.json").write_text(json.dumps([f.model_dump(mode="json") for f in result], indent=1))
     return result
 
 
-def build(*, saes: Path, texts: Path, fitted: Path, manifests: Path | None, out: Path) -> str:
-    """Fits the heads that ship on every source, and writes the pack. Returns its hash."""
+def build(
+    *,
+    saes: Path,
+    texts: Path,
+    fitted: Path,
+    manifests: Path | None,
+    out: Path,
+    progress: Progress = lambda _done, _all: None,
+) -> str:
+    """Fits the heads that ship on every source that they may be fitted on, and writes the pack. Returns its hash."""
     suite = load_suite(saes)
     design = _design(saes, texts, fitted)
     return building.build_pack(
@@ -216,17 +248,32 @@ def build(*, saes: Path, texts: Path, fitted: Path, manifests: Path | None, out:
         kept=_unflat(fitted / "logits.npz"),
         figures=json.loads((fitted / "evaluation.json").read_text()),
         texts=texts,
-        licences=_licences(manifests),
+        licences=licences(manifests),
+        explained=kept(fitted / _EXPLAINED),
         out=out,
+        progress=progress,
     )
 
 
 def _design(saes: Path, texts: Path, fitted: Path) -> Design:
-    config = FitConfig(**json.loads((fitted / "fit.json").read_text()))
-    return Design(read_rows(texts), pooled_texts(load_suite(saes), saes, texts), config)
+    config = TypeAdapter(FitConfig).validate_json((fitted / "fit.json").read_text())
+    suite = load_suite(saes)
+    pooled = pooled_texts(suite, saes, texts)
+    return _designed(suite, read_rows(texts), pooled, config, kept(fitted / _EXPLAINED))
 
 
-def _licences(folder: Path | None) -> dict[str, str]:
+def _designed(
+    suite: Sequence[FullSae],
+    rows: Sequence[labelled.Row],
+    pooled: PooledTexts,
+    config: FitConfig,
+    explained: Sequence[Explained],
+) -> Design:
+    allowed = mask(suite, explained) if explained else None
+    return Design(rows, pooled, config, allowed)
+
+
+def licences(folder: Path | None) -> dict[str, str]:
     """Licence by source, from the `manifest_*.json` files of a data folder."""
     found: dict[str, str] = {}
     for file in sorted(folder.glob("manifest_*.json")) if folder else []:

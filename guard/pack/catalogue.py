@@ -82,4 +82,6 @@ def _feature(pack: Pack, row: int) -> Feature:
             for head, weight in zip(pack.manifest.heads, pack.head_weights[:, row], strict=True)
             if weight
         },
+        surface_form=line.surface_form,
+        explanation_score=line.explanation_score,
     )

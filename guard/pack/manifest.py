@@ -15,6 +15,7 @@ T = TypeVar("T", bound=BaseModel)
 FORMAT = 1
 FILES = ("rows.safetensors", "latents.jsonl", "cases.jsonl", "evaluation.json", "README.md")
 MANIFEST = "manifest.toml"
+EXPLANATION_SCORE = "simulation_segment"  # of a latent's scores, the one that stands for its explanation
 
 
 class _Strict(BaseModel):
@@ -75,6 +76,15 @@ class SourceSection(_Strict):
     use: str
 
 
+class ExplanationsSection(_Strict):
+    """Who said what the latents stand for, and who tested it; both versions are those of the prompts."""
+
+    annotator: str
+    explained: str
+    simulated: str
+    least_score: float = Field(description="what an explanation had to score for its latent to be kept")
+
+
 class Manifest(_Strict):
     format: int
     id: str
@@ -86,6 +96,7 @@ class Manifest(_Strict):
     hook_points: tuple[HookPointSection, ...]
     heads: tuple[HeadSection, ...]
     sources: tuple[SourceSection, ...]
+    explanations: ExplanationsSection | None = None
     files: dict[str, str] = Field(description="SHA-256 of every other file of the pack")
 
 
@@ -104,11 +115,17 @@ class LatentLine(_Strict):
     domains: tuple[str, ...]
     subdomains: tuple[str, ...]
     explanation: str = ""
+    surface_form: bool = False  # fires on a character or a token, whatever it means
     scores: dict[str, float] = {}
     firing_rate: float
     quantiles: dict[str, float] = {}
     top_tokens: tuple[str, ...] = ()
     examples: tuple[ExampleLine, ...] = ()
+
+    @property
+    def explanation_score(self) -> float | None:
+        """None where there is no explanation, or none that was tested."""
+        return self.scores.get(EXPLANATION_SCORE) if self.explanation else None
 
 
 class CaseLine(_Strict):

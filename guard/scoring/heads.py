@@ -137,4 +137,5 @@ class HeadSet:
                     zip(parts, places, strict=True), key=lambda pair: (pair[1][2], pair[1][0])
                 )
             ),
+            explanation_score=line.explanation_score,
         )

@@ -171,6 +171,7 @@ def _head_to_proto(head: HeadScore) -> pb.HeadScore:
                     pb.SpanContribution(start=s.start, end=s.end, contribution=s.contribution, message=s.message)
                     for s in a.spans
                 ],
+                explanation_score=a.explanation_score,
             )
             for a in head.attributions
         ],
@@ -225,6 +226,7 @@ def _head_from_proto(head: pb.HeadScore) -> HeadScore:
                 share=a.share,
                 peak_activation=a.peak_activation,
                 spans=tuple(SpanContribution(s.start, s.end, s.contribution, s.message) for s in a.spans),
+                explanation_score=a.explanation_score if a.HasField("explanation_score") else None,
             )
             for a in head.attributions
         ),
@@ -282,6 +284,8 @@ def feature_to_proto(feature: Feature) -> pb.Feature:
             pb.TokenExample(text=e.text, start=e.start, end=e.end, activation=e.activation) for e in feature.examples
         ],
         head_weights=feature.head_weights,
+        surface_form=feature.surface_form,
+        explanation_score=feature.explanation_score,
     )
 
 
@@ -299,6 +303,8 @@ def feature_from_proto(feature: pb.Feature) -> Feature:
         top_tokens=tuple(feature.top_tokens),
         examples=tuple(TokenExample(e.text, e.start, e.end, e.activation) for e in feature.examples),
         head_weights=dict(feature.head_weights),
+        surface_form=feature.surface_form,
+        explanation_score=feature.explanation_score if feature.HasField("explanation_score") else None,
     )
 
 

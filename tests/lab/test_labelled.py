@@ -7,7 +7,7 @@ import pytest
 
 from guard.errors import InvalidInput
 from guard.lab import labelled
-from guard.lab.labelled import DOMAINS, Row, target
+from guard.lab.labelled import DOMAINS, Row, permissive, target
 from guard.records import HeadKind
 
 HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
@@ -192,3 +192,26 @@ def test_informative_texts_are_about_their_topic_and_harmless():
 
 def _bare(text):
     return "".join(c for c in text.lower() if c.isalnum())
+
+
+@pytest.mark.parametrize("licence", ["MIT", "Apache-2.0", "CC0 1.0", "CC BY 4.0 (some data set)", "MIT (upstream)"])
+def test_licences_that_pass_nothing_on_are_permissive(licence):
+    assert permissive(licence)
+
+
+@pytest.mark.parametrize(
+    "licence",
+    [
+        "CC BY-NC 4.0",
+        "CC BY-NC-SA 4.0",
+        "CC BY-SA 3.0 (some data set)",
+        "GPL-3.0",
+        "none stated (a research set)",
+        "repo MIT; research use",
+        "repo MIT; text under a platform's terms",
+        "MIT / CC BY-NC 4.0",
+        "",
+    ],
+)
+def test_licences_that_bind_are_not(licence):
+    assert not permissive(licence)

@@ -8,11 +8,14 @@ import torch
 
 from guard.cli.main import main
 from guard.lab import labelled, shards, stages
+from guard.lab.explain.records import write
+from guard.lab.explain.scores import LatentScores
 from guard.lab.heads.fit import HEADS
 from guard.lab.suite.config import Grid, SuiteConfig, read_config
 from guard.lab.suite.measure import read_reports
 from guard.lab.suite.sae import load_suite
 from guard.lab.suite.train import train
+from tests.lab import explained
 from tests.lab.given import POINTS, synthetic_shards
 
 
@@ -167,3 +170,45 @@ def test_from_saes_to_figures(runs, capsys, monkeypatch):
     assert shown.splitlines()[1].split()[-4:] == ["tfidf", "probe", "latents", "combined"]
     for f in figures:
         assert f"{f['auroc']['combined']:.3f}" in shown
+
+
+def test_heads_over_explained_latents_and_permissive_sources(runs, tmp_path, capsys, monkeypatch):
+    saes, texts = runs / "saes", runs / "texts"
+    name = f"{POINTS[0]}.batch_topk.w64.l4"
+    tested = [(latent, round(latent / 64, 3)) for latent in range(64)]
+    said = [explained.explanation(f"{POINTS[0]}/{latent}", f"latent {latent}", sae=name) for latent, _ in tested]
+    scores = [
+        LatentScores(latent=f"{POINTS[0]}/{i}", sae=name, scores={"simulation_segment": r}, items=9, firing=3)
+        for i, r in tested
+    ]
+    for folder in ("explained", "scores", "data"):
+        (tmp_path / folder).mkdir()
+    explained.written(tmp_path / "explained", [], said)
+    write(tmp_path / "scores" / "scores.jsonl", scores)
+    licences = {"left": {"license": "MIT"}, "right": {"license": "CC BY-NC 4.0"}}
+    (tmp_path / "data" / "manifest_dev.json").write_text(json.dumps(licences))
+    fit = (
+        "lab", "fit", "--saes", saes, "--activations", runs / "activations", "--texts", texts, "--out",
+        tmp_path / "heads", "--explained", tmp_path / "explained", "--least-score", 0.5, "--permissive",
+    )  # fmt: skip
+    assert guard(capsys, monkeypatch, *fit)[0] == 2
+    fit = (*fit, "--scores", tmp_path / "scores")
+    status, _, err = guard(capsys, monkeypatch, *fit)
+    assert status == 2
+    assert "--permissive needs --manifests, which say how each source is licensed" in " ".join(err.split())
+    status, shown, err = guard(capsys, monkeypatch, *fit, "--manifests", tmp_path / "data")
+    assert status == 0, err
+    assert "32 explained latents to choose among, 32 dropped (below 0.5)" in shown
+    assert "fitted on own sentences and left" in shown
+    kept = [json.loads(line) for line in (tmp_path / "heads" / "latents.jsonl").open()]
+    assert {line["sae"] for line in kept} == {name}
+    assert min(line["latent"] for line in kept) >= 32
+
+    # The other source is judged, by heads that were not fitted on it.
+    monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 5)
+    status, _, err = guard(
+        capsys, monkeypatch, "lab", "evaluate", "--saes", saes, "--texts", texts, "--fitted", tmp_path / "heads"
+    )
+    assert status == 0, err
+    figures = json.loads((tmp_path / "heads" / "evaluation.json").read_text())
+    assert {f["source"] for f in figures} == {"left", "right"}

@@ -20,20 +20,21 @@ BLOCK_FPR = 0.002
 class CalibratedHead:
     section: HeadSection
     model: Linear
+    probe_share: float  # of the probe in the mix
+    shift: float  # that calibration added to the bias
 
 
 def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
     """The heads that ship: fitted on all rows but the look-alikes, calibrated on rows that their folds had not seen."""
-    usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
-    chosen = choose_latents(design, usable)
+    chosen = choose_latents(design, design.usable)
     heads = []
     for head in HEADS:
         share = probe_share(design, head, kept)
-        latents = fit_head(design, head, usable, chosen[head[0]], "latents")
-        model = mix(latents, fit_head(design, head, usable, chosen[head[0]], "probe"), share)
+        latents = fit_head(design, head, design.usable, chosen[head[0]], "latents")
+        model = mix(latents, fit_head(design, head, design.usable, chosen[head[0]], "probe"), share)
         logits, y = mixed(kept, head, share), design.targets[head]
-        seen = ~np.isnan(logits) & (y >= 0)
-        weights = _source_weights(design, y, seen)
+        seen = ~np.isnan(logits) & (y >= 0) & design.usable
+        weights = source_weights(design, y, seen)
         temperature, shift = calibrate(logits[seen], y[seen], weights[seen])
         scores = 1 / (1 + np.exp(-(logits + shift) / temperature))
         negative = seen & (y == 0) & ~design.weak
@@ -51,12 +52,14 @@ def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
                     block_at=round(max(block_at, flag_at), 4) if head[1] is HeadKind.HARM else None,
                 ),
                 model,
+                share,
+                shift,
             )
         )
     return heads
 
 
-def _source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
+def source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_]) -> NDArray[np.float64]:
     """Every source counts by the root of its size, at its own share of positives."""
     weights = np.zeros(len(y))
     for source in np.unique(design.source[seen]):

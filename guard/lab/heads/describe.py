@@ -1,7 +1,7 @@
 """What is known of each latent that a pack keeps: tags, rates, and examples from the project's own texts."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from guard.lab import shards
 from guard.lab.heads.calibrate import CalibratedHead, weight_matrices
+from guard.lab.heads.explained import Explained
 from guard.lab.heads.features import LatentStats
 from guard.lab.heads.fit import Design, contrast_scores
 from guard.lab.labelled import Pair, Row
@@ -34,10 +35,14 @@ def latent_lines(
     pairs: Sequence[Pair],
     texts: Path,
     tokenizer: TextTokenizer,
+    explained: Mapping[int, Explained],
 ) -> list[LatentLine]:
-    """What is known of each kept latent: tags, rates, and examples from the project's own texts."""
-    usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
-    by_domain = contrast_scores(design, usable)
+    """What is known of each kept latent: tags, rates, and examples from the project's own texts.
+
+    An explanation (`explained`, by the latent's number through the suite) brings its own tags; a latent without one is
+    tagged by its contrast.
+    """
+    by_domain = contrast_scores(design, design.usable)
     by_subdomain = _subdomain_scores(design, pairs)
     favoured = _favoured_domain(rows, heads)
     examples = _examples(suite, rows, stats, design.rows, texts, tokenizer)
@@ -49,13 +54,19 @@ def latent_lines(
     lines = []
     for row, number in zip(rows, owner, strict=True):
         found = sorted(examples.get(int(row), []), key=lambda e: -e[1].activation)
+        said = explained.get(int(row))
         lines.append(
             LatentLine(
                 hook_point=suite[number].hook_point,
                 latent=int(row - starts[number]),
-                domains=_domains(int(row), by_domain, favoured),
-                subdomains=tuple(name for name, scores in by_subdomain.items() if scores[row] >= SUBDOMAIN_CONTRAST),
-                scores={f"contrast.{d}": round(float(scores[row]), 4) for d, scores in by_domain.items()},
+                domains=said.domains if said else _domains(int(row), by_domain, favoured),
+                subdomains=said.subdomains
+                if said
+                else tuple(name for name, scores in by_subdomain.items() if scores[row] >= SUBDOMAIN_CONTRAST),
+                explanation=said.explanation if said else "",
+                surface_form=bool(said and said.surface_form),
+                scores={f"contrast.{d}": round(float(scores[row]), 4) for d, scores in by_domain.items()}
+                | (said.scores if said else {}),
                 firing_rate=round(float(stats.firing_rate[row]), 6),
                 quantiles={name: round(float(values[row]), 4) for name, values in stats.quantiles.items()},
                 top_tokens=_top_tokens(found, frequency),

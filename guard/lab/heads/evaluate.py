@@ -22,6 +22,7 @@ COLUMNS = (*BASELINES, "latents", "combined")
 SHARES = (0.2, 0.35, 0.5, 0.65, 0.8)  # of the probe in a combined head
 _LEAST = 10  # positives and negatives that a source needs to be judged on
 _BOOTSTRAPS = 200
+_UNFITTED = "not fitted on"
 
 
 class Figure(BaseModel):
@@ -64,13 +65,13 @@ def cross_fit(
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> OutOfFold:
     """Fits `tfidf`, `probe` or `latents` without each group of sources in turn; keeps the logits of the rest."""
-    groups = [g for g in np.unique(design.group) if not g.startswith("lookalike")]
-    usable = ~np.array([row.source.startswith("lookalike") for row in design.rows])
+    fold = _folds(design)
+    groups = [g for g in np.unique(fold) if not g.startswith("lookalike")]
     kept = OutOfFold({(h, c): np.full(len(design.rows), np.nan) for h in HEADS for c in columns})
     words = _hashed([row.text for row in design.rows]) if "tfidf" in columns else None
     for number, group in enumerate(groups):
-        held_out = design.group == group
-        used = usable & ~held_out
+        held_out = fold == group
+        used = design.usable & ~held_out
         chosen = choose_latents(design, used) if "latents" in columns else {}
         for head in HEADS:
             test = np.flatnonzero(held_out & (design.targets[head] >= 0))
@@ -87,10 +88,21 @@ def cross_fit(
     return kept
 
 
+def _folds(design: Design) -> NDArray[np.str_]:
+    """`[N]` what is held out together: a row's group; all groups that nothing is fitted on are one."""
+    fitted_on = np.unique(design.group[design.usable])
+    return np.where(np.isin(design.group, fitted_on) | design.lookalike, design.group, _UNFITTED)
+
+
 def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") -> float:
-    """The share of the probe in the combined head that served best on the sources, `without` one to be judged."""
-    judged = [(s, rows) for s, rows, _ in judging_sources(design, head) if s != without]
+    """The share of the probe in the combined head that served best on the sources, `without` one to be judged.
+
+    Sources that heads may not be fitted on have no say; where none is left, half.
+    """
+    judged = [(s, rows) for s, rows, _ in judging_sources(design, head) if s != without and design.usable[rows].any()]
     y = design.targets[head]
+    if not judged:
+        return 0.5
 
     def served(share: float) -> float:
         logits = mixed(kept, head, share)

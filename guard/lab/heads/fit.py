@@ -66,6 +66,9 @@ class FitConfig:
     iterations: int = 100
     exponent: float = 1.0
     power: float = 0.5
+    # Sources that heads are fitted and calibrated on, beside the project's own sentences; all where there is none.
+    sources: tuple[str, ...] = ()
+    least_score: float = 0.2  # of an explanation, where heads keep to explained latents
 
     def of_domain(self, domain: str) -> Choice:
         """Raises InvalidInput for an override that is none."""
@@ -97,7 +100,10 @@ class Linear:
 class Design:
     """Rows, targets and features of everything that heads are fitted on and judged by."""
 
-    def __init__(self, rows: Sequence[Row], pooled: PooledTexts, config: FitConfig) -> None:
+    def __init__(
+        self, rows: Sequence[Row], pooled: PooledTexts, config: FitConfig, allowed: Bools | None = None
+    ) -> None:
+        """`allowed [K]`: the latents that a head may keep; None allows all."""
         self.rows = list(rows)
         self.config = config
         length = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
@@ -107,9 +113,14 @@ class Design:
         self.fires = pooled.strength > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
         self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
+        if allowed is not None:
+            self.alive &= allowed
         self.source = np.array([row.source for row in self.rows])
         self.group = np.array([row.group for row in self.rows])
         self.weak = np.array([row.weak for row in self.rows])
+        self.lookalike = np.array([row.source.startswith("lookalike") for row in self.rows])  # kept for judging
+        licensed = np.array([row.own or not config.sources or row.source in config.sources for row in self.rows])
+        self.usable = licensed & ~self.lookalike  # [N] rows to choose, fit and calibrate on
         self.targets = {head: self._targets(*head) for head in HEADS}
 
     def _targets(self, domain: str, head: HeadKind) -> NDArray[np.int8]:
@@ -187,10 +198,13 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
     for domain in DOMAINS:
         chosen: set[int] = set()
         if by_contrast:
-            chosen.update(np.argsort(-by_contrast[domain])[: config.latents_by_contrast].tolist())
+            told = np.where(design.alive, by_contrast[domain], -np.inf)
+            order = np.argsort(-told)[: config.latents_by_contrast]
+            chosen.update(order[told[order] > 0].tolist())
         wanted = config.of_domain(domain)
         for head in [h for h in HEADS if h[0] == domain]:
             order = np.argsort(-np.abs(by_label[head]))
+            order = order[design.alive[order]]
             chosen.update(order[: wanted.by_separation].tolist())
             if wanted.by_weight:
                 chosen.update(_weightiest(design, head, used, order[:_SCOUTED], wanted).tolist())

@@ -229,7 +229,7 @@ class HeadScore(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadKind, str]] = ..., score: _Optional[float] = ..., logit: _Optional[float] = ..., bias: _Optional[float] = ..., rest: _Optional[float] = ..., flag_at: _Optional[float] = ..., block_at: _Optional[float] = ..., explained_share: _Optional[float] = ..., attributions: _Optional[_Iterable[_Union[Attribution, _Mapping]]] = ...) -> None: ...
 
 class Attribution(_message.Message):
-    __slots__ = ("latent", "name", "tags", "contribution", "share", "peak_activation", "spans")
+    __slots__ = ("latent", "name", "tags", "contribution", "share", "peak_activation", "spans", "explanation_score")
     LATENT_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     TAGS_FIELD_NUMBER: _ClassVar[int]
@@ -237,6 +237,7 @@ class Attribution(_message.Message):
     SHARE_FIELD_NUMBER: _ClassVar[int]
     PEAK_ACTIVATION_FIELD_NUMBER: _ClassVar[int]
     SPANS_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_SCORE_FIELD_NUMBER: _ClassVar[int]
     latent: LatentId
     name: str
     tags: _containers.RepeatedScalarFieldContainer[str]
@@ -244,7 +245,8 @@ class Attribution(_message.Message):
     share: float
     peak_activation: float
     spans: _containers.RepeatedCompositeFieldContainer[SpanContribution]
-    def __init__(self, latent: _Optional[_Union[LatentId, _Mapping]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., peak_activation: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[SpanContribution, _Mapping]]] = ...) -> None: ...
+    explanation_score: float
+    def __init__(self, latent: _Optional[_Union[LatentId, _Mapping]] = ..., name: _Optional[str] = ..., tags: _Optional[_Iterable[str]] = ..., contribution: _Optional[float] = ..., share: _Optional[float] = ..., peak_activation: _Optional[float] = ..., spans: _Optional[_Iterable[_Union[SpanContribution, _Mapping]]] = ..., explanation_score: _Optional[float] = ...) -> None: ...
 
 class SpanContribution(_message.Message):
     __slots__ = ("start", "end", "contribution", "message")
@@ -348,7 +350,7 @@ class GetFeatureResponse(_message.Message):
     def __init__(self, feature: _Optional[_Union[Feature, _Mapping]] = ...) -> None: ...
 
 class Feature(_message.Message):
-    __slots__ = ("latent", "name", "explanation", "domains", "subdomains", "firing_rate", "threshold", "scale", "scores", "top_tokens", "examples", "head_weights")
+    __slots__ = ("latent", "name", "explanation", "domains", "subdomains", "firing_rate", "threshold", "scale", "scores", "top_tokens", "examples", "head_weights", "surface_form", "explanation_score")
     class ScoresEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -375,6 +377,8 @@ class Feature(_message.Message):
     TOP_TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXAMPLES_FIELD_NUMBER: _ClassVar[int]
     HEAD_WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    SURFACE_FORM_FIELD_NUMBER: _ClassVar[int]
+    EXPLANATION_SCORE_FIELD_NUMBER: _ClassVar[int]
     latent: LatentId
     name: str
     explanation: str
@@ -387,7 +391,9 @@ class Feature(_message.Message):
     top_tokens: _containers.RepeatedScalarFieldContainer[str]
     examples: _containers.RepeatedCompositeFieldContainer[TokenExample]
     head_weights: _containers.ScalarMap[str, float]
-    def __init__(self, latent: _Optional[_Union[LatentId, _Mapping]] = ..., name: _Optional[str] = ..., explanation: _Optional[str] = ..., domains: _Optional[_Iterable[str]] = ..., subdomains: _Optional[_Iterable[str]] = ..., firing_rate: _Optional[float] = ..., threshold: _Optional[float] = ..., scale: _Optional[float] = ..., scores: _Optional[_Mapping[str, float]] = ..., top_tokens: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[TokenExample, _Mapping]]] = ..., head_weights: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    surface_form: bool
+    explanation_score: float
+    def __init__(self, latent: _Optional[_Union[LatentId, _Mapping]] = ..., name: _Optional[str] = ..., explanation: _Optional[str] = ..., domains: _Optional[_Iterable[str]] = ..., subdomains: _Optional[_Iterable[str]] = ..., firing_rate: _Optional[float] = ..., threshold: _Optional[float] = ..., scale: _Optional[float] = ..., scores: _Optional[_Mapping[str, float]] = ..., top_tokens: _Optional[_Iterable[str]] = ..., examples: _Optional[_Iterable[_Union[TokenExample, _Mapping]]] = ..., head_weights: _Optional[_Mapping[str, float]] = ..., surface_form: _Optional[bool] = ..., explanation_score: _Optional[float] = ...) -> None: ...
 
 class TokenExample(_message.Message):
     __slots__ = ("text", "start", "end", "activation")

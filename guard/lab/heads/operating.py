@@ -1,0 +1,93 @@
+"""Operating figures: what the finished heads do at their thresholds, and whether their scores are probabilities.
+
+All on rows that the fold of their group had not seen. A head's temperature and shift are two numbers fitted on such
+rows; `ece_unseen` fits these too without the group that it judges, so that nothing of it is known.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from guard.lab.heads.calibrate import CalibratedHead, source_weights
+from guard.lab.heads.evaluate import OutOfFold, mixed
+from guard.lab.heads.fit import HEADS, Design, calibrate
+from guard.records import HeadKind
+
+BINS = 15  # of equal mass
+
+Floats = NDArray[np.float64]
+
+
+class Operating(BaseModel):
+    """One head. Shares are weighted by source, as calibration is; ECE and Brier likewise."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    domain: str
+    head: HeadKind
+    probe_share: float  # of the combined head's logit, before the temperature
+    latents: int
+    positives: int
+    negatives: int
+    caught: float | None  # positives at flag_at or above; None for a head that does not flag
+    flagged: float | None  # negatives likewise
+    ece: float
+    ece_unseen: float
+    brier: float
+
+
+def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> list[Operating]:
+    result = []
+    for head, finished in zip(HEADS, heads, strict=True):
+        y, logits = design.targets[head], mixed(kept, head, finished.probe_share)
+        seen = ~np.isnan(logits) & (y >= 0) & design.usable & ~design.weak
+        weights = source_weights(design, y, seen)
+        scores = sigmoid((logits + finished.shift) / finished.section.temperature)
+        flag_at = finished.section.flag_at
+        result.append(
+            Operating(
+                domain=head[0],
+                head=head[1],
+                probe_share=finished.probe_share,
+                latents=len(finished.model.latents),
+                positives=int((seen & (y == 1)).sum()),
+                negatives=int((seen & (y == 0)).sum()),
+                caught=None if flag_at is None else _share(scores >= flag_at, weights, seen & (y == 1)),
+                flagged=None if flag_at is None else _share(scores >= flag_at, weights, seen & (y == 0)),
+                ece=ece(scores[seen], y[seen], weights[seen]),
+                ece_unseen=ece(_unseen(design, logits, y, seen)[seen], y[seen], weights[seen]),
+                brier=round(float(np.average((scores[seen] - y[seen]) ** 2, weights=weights[seen])), 4),
+            )
+        )
+    return result
+
+
+def ece(scores: Floats, y: NDArray[np.int8], weights: Floats) -> float:
+    """Expected calibration error over `BINS` bins of equal weight: the mean distance of score and truth in a bin."""
+    order = np.argsort(scores, kind="stable")
+    mass = np.cumsum(weights[order]) / weights.sum()
+    bins = np.minimum((mass * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, weights=(weights * (scores - y))[order], minlength=BINS)
+    return round(float(np.abs(gaps).sum() / weights.sum()), 4)
+
+
+def sigmoid(logits: Floats) -> Floats:
+    result: Floats = 1 / (1 + np.exp(-np.clip(logits, -60, 60)))
+    return result
+
+
+def _unseen(design: Design, logits: Floats, y: NDArray[np.int8], seen: NDArray[np.bool_]) -> Floats:
+    """Scores of each group, by a temperature and a shift that were fitted on the others."""
+    result = np.full(len(y), np.nan)
+    for group in np.unique(design.group[seen]):
+        others = seen & (design.group != group)
+        if len(np.unique(y[others])) < 2:
+            others = seen
+        temperature, shift = calibrate(logits[others], y[others], source_weights(design, y, others)[others])
+        here = seen & (design.group == group)
+        result[here] = sigmoid((logits[here] + shift) / temperature)
+    return result
+
+
+def _share(flagged: NDArray[np.bool_], weights: Floats, rows: NDArray[np.bool_]) -> float:
+    return round(float(np.average(flagged[rows], weights=weights[rows])), 4)
