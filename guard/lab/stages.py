@@ -7,6 +7,7 @@ leaves `evaluation.json`; `build` writes the pack. `runs/` is not committed, the
 suite, contrast among it, is in guard.lab.search.stages.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -193,12 +194,31 @@ def fit(
     if strangers := set(config.sources) - {row.source for row in rows}:
         raise InvalidInput(f"{texts}: holds no texts of {', '.join(sorted(strangers))}, which heads shall be fitted on")
     design = _designed(suite, rows, pooled_texts(suite, saes, texts, activations), config, explained)
-    logits = cross_fit(design, ("probe", "latents"), progress)
+    logits = _columns(design, ("probe", "latents"), texts, progress)
     out.mkdir(parents=True, exist_ok=True)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
     keep(out / _EXPLAINED, explained)
     (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in _chosen(suite, design)))
     _save(out / "logits.npz", _flat(logits))
+
+
+def _columns(design: Design, columns: Sequence[str], texts: Path, progress: Progress) -> OutOfFold:
+    """Cross-fitted columns; the baselines do not change with the latents, so they are kept beside the texts."""
+    config, dense = design.config, design.dense
+    probe = (config.sources, config.dense_c, config.iterations, dense.shape, dense[:1].tobytes())
+    says = {"tfidf": (config.sources,), "probe": probe}
+    result = OutOfFold()
+    for column in columns:
+        key = hashlib.sha256(repr((column, says.get(column))).encode()).hexdigest()[:12]
+        file = texts / f"{column}-{key}.npz"
+        if column in says and file.exists():
+            result.logits.update(_unflat(file, (column,)).logits)
+            continue
+        found = cross_fit(design, (column,), progress)
+        result.logits.update(found.logits)
+        if column in says:
+            _save(file, _flat(found))
+    return result
 
 
 def _chosen(suite: Sequence[FullSae], design: Design) -> list[dict[str, Any]]:
@@ -221,7 +241,7 @@ def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lamb
     """Adds the TF-IDF column and writes `fitted/evaluation.json`."""
     design = _design(saes, texts, fitted)
     logits = _unflat(fitted / "logits.npz")
-    logits.logits.update(cross_fit(design, ("tfidf",), progress).logits)
+    logits.logits.update(_columns(design, ("tfidf",), texts, progress).logits)
     result = figures(design, logits)
     (fitted / "evaluation.json").write_text(json.dumps([f.model_dump(mode="json") for f in result], indent=1))
     return result
@@ -292,10 +312,10 @@ def _flat(kept: OutOfFold) -> dict[str, np.ndarray]:
     return {f"{domain}.{kind.value}.{column}": x for ((domain, kind), column), x in kept.logits.items()}
 
 
-def _unflat(file: Path) -> OutOfFold:
+def _unflat(file: Path, columns: Sequence[str] = ("probe", "latents")) -> OutOfFold:
     found = np.load(file)
     kept = OutOfFold()
     for head in HEADS:
-        for column in ("probe", "latents"):
+        for column in columns:
             kept.logits[head, column] = found[f"{head[0]}.{head[1].value}.{column}"]
     return kept
