@@ -1,9 +1,15 @@
 """The real model and the shipped pack, loaded once. `make test` fetches the weights first."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    # Triton reads this once, when it is imported, and transformers may import it before any test of ours does.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from guard.reader import weights
 

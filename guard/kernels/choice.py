@@ -1,20 +1,37 @@
 """Which encoder runs. The caller names one or asks for `auto`; nothing falls back silently."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import torch
+
 from guard.errors import ConfigError
 from guard.kernels.contract import Encoder
 from guard.kernels.cpu import CpuEncoder
 from guard.kernels.reference import ReferenceEncoder
 
-_ENCODERS: dict[str, type[CpuEncoder] | type[ReferenceEncoder]] = {
-    "reference": ReferenceEncoder,
-    "cpu": CpuEncoder,
-}
+
+def _triton() -> Encoder:
+    if find_spec("triton") is None:
+        raise ConfigError(
+            "encode.backend: found 'triton' and no package of that name, expected pip install 'sae-guard[cuda]'"
+        )
+    from guard.kernels.gpu import FusedEncoder  # imports triton, which every other choice does without
+
+    return FusedEncoder()
+
+
+_ENCODERS: dict[str, Callable[[], Encoder]] = {"reference": ReferenceEncoder, "cpu": CpuEncoder, "triton": _triton}
 
 
 def choose(name: str) -> Encoder:
-    """Raises ConfigError for a name that is not one of `auto`, `cpu`, `reference`."""
+    """`auto` is triton where there is a CUDA device, else cpu. The encoder's own `name` says which it was.
+
+    Raises ConfigError for a name that is none of `auto`, `cpu`, `reference`, `triton`, and for triton where it cannot
+    run: on a CUDA device without the package `auto` says so too, rather than encode on the CPU unasked.
+    """
     if name == "auto":
-        return CpuEncoder()
+        return _triton() if torch.cuda.is_available() else CpuEncoder()
     if name not in _ENCODERS:
         raise ConfigError(f"encode.backend: found {name!r}, expected one of auto, {', '.join(sorted(_ENCODERS))}")
     return _ENCODERS[name]()

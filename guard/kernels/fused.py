@@ -49,17 +49,17 @@ def _product(
 
 
 @triton.jit
-def _write_hits(fired, value, token, number, hit_token, hit_row, hit_value, status, capacity):
+def _write_hits(fired, value, token, number, latents, hit_cell, hit_value, status, capacity):
     """Gives the tile's hits their places with one atomic add; those beyond `capacity` are counted, not written."""
-    of_token = tl.sum(fired.to(tl.int32), axis=1)  # [BLOCK_T]
+    one = fired.to(tl.int32)
+    of_token = tl.sum(one, axis=1)  # [BLOCK_T]
     total = tl.sum(of_token, axis=0)
     if total > 0:
         start = tl.atomic_add(status + _HITS, total, sem="relaxed")
-        before = tl.cumsum(of_token, axis=0) - of_token  # [BLOCK_T]
-        place = start + before[:, None] + tl.cumsum(fired.to(tl.int32), axis=1) - 1  # [BLOCK_T, BLOCK_K]
+        before = start + tl.cumsum(of_token, axis=0) - of_token  # [BLOCK_T]
+        place = before[:, None] + tl.cumsum(one, axis=1) - 1  # [BLOCK_T, BLOCK_K]
         kept = fired & (place < capacity)
-        tl.store(hit_token + place, tl.broadcast_to(token[:, None], place.shape), mask=kept)
-        tl.store(hit_row + place, tl.broadcast_to(number[None, :], place.shape), mask=kept)
+        tl.store(hit_cell + place, token[:, None] * latents + number[None, :], mask=kept)
         tl.store(hit_value + place, value, mask=kept)
 
 
@@ -82,7 +82,7 @@ def _pool(fired, strength, stream, low, high, number, sums, counts, latents):
 @triton.jit(do_not_specialize=["T", "bucket", "columns", "capacity", "latents", "probes", "slots"])
 def kernel(
     x, rows, bias, threshold, rise, index, blocks, status,  # what is read, and what happened
-    hit_token, hit_row, hit_value, probe,  # HITS
+    hit_cell, hit_value, probe,  # HITS
     slot, sums, counts, probe_sums, seen, spoiled,  # POOL
     T, bucket, columns, x_hook, x_token, rows_column, capacity, latents, probes, slots,
     D: tl.constexpr, HITS: tl.constexpr, POOL: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
@@ -123,7 +123,7 @@ def kernel(
     value = acc + shift[None, :]
     fired = (value > limit[None, :]) & live[:, None]
     if HITS:
-        _write_hits(fired, value, token, number, hit_token, hit_row, hit_value, status, capacity)
+        _write_hits(fired, value, token, number, latents, hit_cell, hit_value, status, capacity)
     if POOL:
         strength = (value - limit[None, :]) / tl.load(rise + column)[None, :]
         strength = tl.minimum(tl.maximum(strength, 0.0), 1.0)
@@ -166,13 +166,12 @@ def _config(block_t: int, block_k: int, block_d: int, warps: int, stages: int) -
 
 
 # Tiles of tokens stay at 128 or below, and of columns within GRAIN: see UNIT and GRAIN.
-PREFILL = [
+PREFILL = [  # eight warps where four would spill: ptxas for Hopper says so, docs/decisions/0005-triton.md
     _config(128, 128, 64, 8, 3),
-    _config(128, 128, 64, 4, 4),
     _config(128, 128, 32, 8, 4),
-    _config(128, 64, 64, 4, 4),
     _config(128, 64, 128, 8, 3),
-    _config(64, 128, 64, 4, 4),
+    _config(128, 64, 64, 8, 4),
+    _config(64, 128, 64, 8, 4),
     _config(64, 64, 64, 4, 4),
     _config(64, 64, 32, 4, 3),
 ]

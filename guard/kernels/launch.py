@@ -4,6 +4,7 @@ What a launch leaves on the device is read outside the graph, through `HitBuffer
 """
 
 from dataclasses import dataclass, fields, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from guard.kernels.columns import Columns
 
 DECODE_TOKENS = 256  # up to here the time is that of reading the rows; above, that of the product
 
+Buffers = TypeVar("Buffers", "HitBuffer", "Pool")
+
 _HALVES = (torch.float16, torch.bfloat16)
 _warmed: set[tuple[object, ...]] = set()
 
@@ -21,8 +24,7 @@ _warmed: set[tuple[object, ...]] = set()
 class HitBuffer:
     """Where hits go, in no order. Beyond `capacity` they are counted in the status and not written."""
 
-    token: Tensor  # [capacity] int32
-    row: Tensor  # [capacity] int32, numbered through all hook points
+    cell: Tensor  # [capacity] int32, token * rows + row, with the rows of all hook points numbered through
     value: Tensor  # [capacity] float32, the pre-activation
     probe: Tensor  # [T, P] float32
 
@@ -32,8 +34,7 @@ class HitBuffer:
             return torch.empty(shape, dtype=dtype, device=columns.device)
 
         return cls(
-            token=empty(capacity, dtype=torch.int32),
-            row=empty(capacity, dtype=torch.int32),
+            cell=empty(capacity, dtype=torch.int32),
             value=empty(capacity, dtype=torch.float32),
             probe=empty(tokens, columns.probes, dtype=torch.float32),
         )
@@ -131,7 +132,9 @@ def _check(x: Tensor, columns: Columns, hits: HitBuffer | None, pool: Pool | Non
     if x.dim() != 3 or x.shape[0] != columns.hook_points or x.shape[2] != columns.d_model:
         raise ValueError(f"activations: found shape {list(x.shape)}, expected {wanted}")
     if x.dtype not in (*_HALVES, torch.float32) or (columns.d_model > 1 and x.stride(2) != 1):
-        raise ValueError(f"activations: found {x.dtype} of strides {x.stride()}, expected floats of 16 or 32 bits in rows")
+        raise ValueError(
+            f"activations: found {x.dtype} of strides {x.stride()}, expected floats of 16 or 32 bits in rows"
+        )
     tokens = x.shape[1]
     if tokens * max(1, columns.latents) >= 2**31:
         raise ValueError(f"activations: found {tokens} tokens, expected fewer than 2**31 / {columns.latents} rows")
@@ -153,16 +156,22 @@ def _warm(
     path: str,
 ) -> None:
     """Compiles and tunes once for each kind of launch, on copies: trials must not add to anybody's sums."""
-    shape = (path, _bucket(x.shape[1]), x.stride(), x.dtype, x.data_ptr() % 16, x.device)
-    kind = (*shape, columns.rows.shape, columns.rows.dtype, columns.d_model, hits is not None, pool is not None)
+    # All that Triton compiles or tunes anew for: see `do_not_specialize` and the tuners' key.
+    aligned = (x.data_ptr() % 16 == 0, x.stride(0) % 16 == 0 or len(x) == 1, x.stride(1))
+    shapes = (path, _bucket(x.shape[1]), columns.rows.shape, columns.d_model, hits is not None, pool is not None)
+    kind = (*shapes, *aligned, x.dtype, columns.rows.dtype, x.device)
     if kind in _warmed:
         return
     if torch.cuda.is_current_stream_capturing():
         raise RuntimeError(f"encode of {x.shape[1]} tokens: found a graph capture, expected one launch before it")
-    mine = None if hits is None else replace(hits, **{f.name: torch.empty_like(getattr(hits, f.name)) for f in fields(hits)})
-    sums = None if pool is None else replace(pool, **{f.name: torch.zeros_like(getattr(pool, f.name)) for f in fields(pool)})
+    mine = None if hits is None else _like(hits)
+    sums = None if pool is None else _like(pool)
     _run(x, columns, status.clone(), mine, sums, slots, path)
     _warmed.add(kind)
+
+
+def _like(buffers: Buffers) -> Buffers:
+    return replace(buffers, **{f.name: torch.zeros_like(getattr(buffers, f.name)) for f in fields(buffers)})
 
 
 def _run(
@@ -191,17 +200,13 @@ def _run(
         columns.index,
         columns.blocks,
         status,
-        *((hits.token, hits.row, hits.value, hits.probe) if hits is not None else [None] * 4),
+        *((hits.cell, hits.value, hits.probe) if hits is not None else [None] * 3),
         slots if pool is not None else None,
-        *(
-            (pool.sums, pool.counts, pool.probe_sums, pool.tokens, pool.spoiled)
-            if pool is not None
-            else [None] * 5
-        ),
+        *((pool.sums, pool.counts, pool.probe_sums, pool.tokens, pool.spoiled) if pool is not None else [None] * 5),
         tokens,
         _bucket(tokens),
         width,
-        x.stride(0),
+        x.stride(0) if len(x) > 1 else 0,
         x.stride(1),
         columns.rows.stride(0),
         hits.capacity if hits is not None else 0,

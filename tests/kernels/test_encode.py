@@ -9,22 +9,12 @@ from hypothesis import strategies as st
 from guard.errors import ConfigError
 from guard.kernels import choice
 from guard.kernels.contract import EncodeRows
+from tests.kernels.exact import assert_exact, make_rows
 
-ENCODERS = ("reference", "cpu")
-
-
-def make_rows(latents: int, d_model: int, probes: int, seed: int) -> EncodeRows:
-    generator = torch.Generator().manual_seed(seed)
-    return EncodeRows(
-        enc_rows=torch.randn(latents, d_model, generator=generator),
-        bias=torch.randn(latents, generator=generator),
-        threshold=torch.rand(latents, generator=generator) * d_model**0.5,
-        probe_rows=torch.randn(probes, d_model, generator=generator),
-        probe_bias=torch.randn(probes, generator=generator),
-    )
+ENCODERS = ("reference", "cpu", "triton")
 
 
-@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("name", ["reference", "cpu"])  # triton: test_fused.py, with fewer examples
 @settings(deadline=None, max_examples=60)
 @given(
     tokens=st.integers(0, 70),
@@ -34,19 +24,7 @@ def make_rows(latents: int, d_model: int, probes: int, seed: int) -> EncodeRows:
     seed=st.integers(0, 10_000),
 )
 def test_hits_and_probes_equal_a_double_precision_product(name, tokens, latents, d_model, probes, seed):
-    rows = make_rows(latents, d_model, probes, seed)
-    x = torch.randn(tokens, d_model, generator=torch.Generator().manual_seed(seed + 1))
-    found = choice.choose(name)(x, rows)
-    exact = x.double() @ rows.enc_rows.double().T + rows.bias.double()
-    near = (exact - rows.threshold).abs() < 1e-4  # where rounding decides, either answer is right
-    fired = torch.zeros(tokens, latents, dtype=torch.bool)
-    fired[found.token, found.row] = True
-    assert torch.equal(fired | near, (exact > rows.threshold) | near)
-    np.testing.assert_allclose(found.value, exact[found.token, found.row], atol=1e-4 * max(1, d_model**0.5))
-    direction = x.double() / x.double().square().mean(dim=1, keepdim=True).sqrt()
-    np.testing.assert_allclose(found.probe, direction @ rows.probe_rows.double().T + rows.probe_bias, atol=1e-3)
-    assert found.probe.shape == (tokens, probes)
-    assert found.finite
+    assert_exact(choice.choose(name), tokens, latents, d_model, probes, seed)
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -134,11 +112,14 @@ def test_the_cpu_encoder_holds_no_dense_matrix_of_the_whole_text():
     assert 0 < largest <= tokens * latents // 16
 
 
-def test_activations_of_another_model_are_refused():
+@pytest.mark.parametrize("name", ENCODERS)
+def test_activations_of_another_model_are_refused(name):
     with pytest.raises(ValueError, match=r"activations: found shape \[3, 8\], expected \[T, 16\]"):
-        choice.choose("cpu")(torch.zeros(3, 8), make_rows(2, 16, 0, 0))
+        choice.choose(name)(torch.zeros(3, 8), make_rows(2, 16, 0, 0))
 
 
 def test_an_unknown_backend_is_named():
-    with pytest.raises(ConfigError, match=r"encode\.backend: found 'gpu', expected one of auto, cpu, reference"):
+    with pytest.raises(
+        ConfigError, match=r"encode\.backend: found 'gpu', expected one of auto, cpu, reference, triton"
+    ):
         choice.choose("gpu")
