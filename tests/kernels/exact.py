@@ -1,9 +1,15 @@
-"""Random rows, and an encoder held against a float64 product of them."""
+"""Random rows, an encoder held against a float64 product of them, and what shows a kernel that cheats."""
+
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from guard.kernels import launch
 from guard.kernels.contract import Encoder, EncodeRows
+
+POISON = -7777
+QUIET = "ignore::RuntimeWarning:triton.runtime.interpreter"  # numpy's word on infinities that a test hands in
 
 
 def make_rows(latents: int, d_model: int, probes: int, seed: int) -> EncodeRows:
@@ -31,3 +37,28 @@ def assert_exact(encoder: Encoder, tokens: int, latents: int, d_model: int, prob
     np.testing.assert_allclose(found.probe, direction @ rows.probe_rows.double().T + rows.probe_bias, atol=1e-3)
     assert found.probe.shape == (tokens, probes)
     assert found.finite
+
+
+@contextmanager
+def poisoned():
+    """Memory that nobody wrote holds NaN, or a number that no row has."""
+    original = torch.empty
+
+    def empty(*args, **kwargs):
+        made = original(*args, **kwargs)
+        return made.fill_(torch.nan if made.is_floating_point() else POISON)
+
+    torch.empty = empty
+    try:
+        yield
+    finally:
+        torch.empty = original
+
+
+@contextmanager
+def decoding_up_to(tokens):
+    original, launch.DECODE_TOKENS = launch.DECODE_TOKENS, tokens
+    try:
+        yield
+    finally:
+        launch.DECODE_TOKENS = original
