@@ -75,7 +75,7 @@ def fit(
     dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,
     exponent: Annotated[
         float, typer.Option(metavar="X", min=0.0, max=1.0, help="Sums are divided by tokens to this power.")
-    ] = 1.0,
+    ] = 0.5,
     power: Annotated[
         float,
         typer.Option(metavar="X", min=0.01, max=1.0, help="Then raised to it: under 1, a few firings count more."),
@@ -95,6 +95,9 @@ def fit(
         bool, typer.Option("--permissive", help="Fit on permissively licensed sources alone; needs --manifests.")
     ] = False,
     manifests: Manifests = None,
+    only_choose: Annotated[
+        bool, typer.Option("--only-choose", help="Write latents.jsonl, which `guard lab explain` takes, and no more.")
+    ] = False,
 ) -> None:
     """Choose latents and fit heads, without each group of sources in turn."""
     from guard.cli.progress import Progress
@@ -119,20 +122,23 @@ def fit(
         raise UsageError("--explained and --scores go together: give both or neither")
     kept, dropped = gather(explained, scores, least_score) if explained and scores else ([], 0)
     with Progress("fit", "groups of sources") as progress:
-        stages.fit(
+        count = stages.fit(
             saes=saes,
             activations=activations,
             texts=texts,
             out=out,
             config=config,
             explained=kept,
+            only_choose=only_choose,
             progress=progress.update,
         )
+    typer.echo(f"{out / 'latents.jsonl'}: {count:,} latents that the heads keep")
     if kept:
         typer.echo(f"{len(kept):,} explained latents to choose among, {dropped:,} dropped (below {least_score:g})")
     if config.sources:
         typer.echo(f"fitted on own sentences and {', '.join(config.sources)}")
-    typer.echo(f"{out}: fitted; judge it with `guard lab evaluate`")
+    if not only_choose:
+        typer.echo(f"{out}: fitted; judge it with `guard lab evaluate`")
 
 
 def evaluate(saes: Saes, texts: Texts, fitted: Fitted) -> None:

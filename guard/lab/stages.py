@@ -183,23 +183,29 @@ def fit(
     out: Path,
     config: FitConfig,
     explained: Sequence[Explained] = (),
+    only_choose: bool = False,
     progress: Progress = lambda _done, _all: None,
-) -> None:
+) -> int:
     """Fits probe, latents and combined heads without each group of sources in turn; over `explained` latents alone.
 
     Keeps the logits of what was left out: what evaluation judges and calibration uses. `out/latents.jsonl` names the
-    latents that the heads keep, a line each: what `guard lab explain` may be given.
+    latents that the heads keep, a line each: what `guard lab explain` may be given; with `only_choose`, nothing else is
+    done. Returns how many there are.
     """
     suite, rows = load_suite(saes), read_rows(texts)
     if strangers := set(config.sources) - {row.source for row in rows}:
         raise InvalidInput(f"{texts}: holds no texts of {', '.join(sorted(strangers))}, which heads shall be fitted on")
     design = _designed(suite, rows, pooled_texts(suite, saes, texts, activations), config, explained)
-    logits = _columns(design, ("probe", "latents"), texts, progress)
     out.mkdir(parents=True, exist_ok=True)
+    chosen = _chosen(suite, design)
+    (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in chosen))
+    if only_choose:
+        return len(chosen)
+    logits = _columns(design, ("probe", "latents"), texts, progress)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
     keep(out / _EXPLAINED, explained)
-    (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in _chosen(suite, design)))
     _save(out / "logits.npz", _flat(logits))
+    return len(chosen)
 
 
 def _columns(design: Design, columns: Sequence[str], texts: Path, progress: Progress) -> OutOfFold:
@@ -207,9 +213,10 @@ def _columns(design: Design, columns: Sequence[str], texts: Path, progress: Prog
     config, dense = design.config, design.dense
     probe = (config.sources, config.dense_c, config.iterations, dense.shape, dense[:1].tobytes())
     says = {"tfidf": (config.sources,), "probe": probe}
+    groups = np.unique(design.group).tolist()
     result = OutOfFold()
     for column in columns:
-        key = hashlib.sha256(repr((column, says.get(column))).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr((column, says.get(column), groups)).encode()).hexdigest()[:12]
         file = texts / f"{column}-{key}.npz"
         if column in says and file.exists():
             result.logits.update(_unflat(file, (column,)).logits)

@@ -64,7 +64,7 @@ class FitConfig:
     per_domain: tuple[str, ...] = ("pornography=0,300,1e-3", "politics=0,300,1e-3", "terror=300,400,1e-3")
     dense_c: float = 1e-3
     iterations: int = 100
-    exponent: float = 1.0
+    exponent: float = 0.5
     power: float = 0.5
     # Sources that heads are fitted and calibrated on, beside the project's own sentences; all where there is none.
     sources: tuple[str, ...] = ()
