@@ -29,8 +29,9 @@ _RESTRICTED = re.compile(
     r"\b(NC|SA|ND|GPL|AGPL|LGPL|research|terms|non-commercial|none stated|not stated)\b", re.IGNORECASE
 )
 
-# Of a sentence's id, the letter of the plan that it was written to: <domain>/<lang>-<letter>-<kind>-<number>.
-_PLAN = {"b": "second"} | dict.fromkeys("cdefgh", "third")
+# An own sentence's id says what it was written to: <domain>/<lang>-<letter>-<kind>-<number>; the first have no letter.
+_PLAN_LETTER = re.compile(r"/[a-z]{2}-([a-z])-")
+_PLANS = {"b": "second"} | dict.fromkeys("cdefgh", "third")
 
 _HARMFUL_SUBDOMAINS = frozenset(
     {
@@ -85,8 +86,9 @@ class Row(BaseModel):
     def group(self) -> str:
         """What is held out together when sources are judged."""
         if self.own and self.source != "own_pairs":
-            # Written to three plans; held out together, next to nothing permissive would be left to calibrate on.
-            return f"own_sentences_{_PLAN.get(self.id.split('-')[1], 'first')}" if "/" in self.id else "own_sentences_first"
+            # Written to three plans: were all held out together, too little that is permissive would be left to fit on.
+            letter = _PLAN_LETTER.search(self.id)
+            return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
         return _GROUPS.get(self.source, self.source)
 
     @property

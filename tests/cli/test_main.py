@@ -169,7 +169,7 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["weights", "fetch", "absent"], "model 'absent': found no such folder, expected 'smollm2-135m-instruct' or a Hugging Face folder"),
         (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
         (["lab", "train", "--config", "search", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
-        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: residual, residual-zh, search"),
+        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: reference, residual, residual-zh, search"),
         (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
         (["lab", "evaluate", "--saes", "s", "--texts", "t", "--fitted", "absent"], "absent/fit.json: No such file or directory"),
         (["lab", "build", "--saes", "absent", "--texts", "t", "--fitted", "f", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),

@@ -10,6 +10,11 @@ from guard.lab import labelled
 from guard.lab.labelled import DOMAINS, Row, permissive, target
 from guard.records import HeadKind
 
+PLANNED = {
+    "terror/en-harmful_request-001": "own_sentences_first",
+    "terror/zh-b-harmful_request-001": "own_sentences_second",
+    "terror/en-h-topical-001": "own_sentences_third",
+}
 HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
 
 
@@ -76,8 +81,10 @@ def test_sources_that_share_texts_are_held_out_together():
     assert group("huffpost_2018") == "huffpost_2018"
     own = {s: row(source=s).group for s in ("own_pairs", "own_lexical", "own_refusal", "own_informative")}
     assert own == {"own_pairs": "own_pairs"} | dict.fromkeys(
-        ("own_lexical", "own_refusal", "own_informative"), "own_sentences"
+        ("own_lexical", "own_refusal", "own_informative"), "own_sentences_first"
     )
+    plans = {i: row(source="own_terror").model_copy(update={"id": i}).group for i in PLANNED}
+    assert plans == PLANNED
 
 
 # -- other people's sources, read from a folder
