@@ -26,7 +26,7 @@ def test_the_python_example_runs_against_a_real_sidecar(assessor, capsys):
 
 def test_the_blocked_example_and_what_thins_it_out_are_as_they_say(assessor):
     text = re.search(r'`guard check "(.+?)"`', README).group(1)
-    behind = re.search(r'example above, "(.+?)"', README).group(1)
+    behind = re.search(r'example above, "(.+?)"', README, re.DOTALL).group(1).replace("\n  ", " ")
     alone, thinned = (assessor.check(CheckInput(given)) for given in (text, f"{text} {behind}"))
     assert (alone.action, thinned.action) == ("block", "flag")
     scores = [

@@ -12,7 +12,7 @@ from guard.errors import ConfigError
 def tiny(model_folder, tmp_path_factory):
     """A model of another width, with the same tokenizer."""
     folder = tmp_path_factory.mktemp("tiny")
-    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 20, "vocab_size": 49_152}
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 23, "vocab_size": 49_152}
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)).save_pretrained(folder)
     shutil.copy(model_folder / "tokenizer.json", folder)
     return folder

@@ -15,7 +15,7 @@ def test_features_as_a_table(guard, toy):
     found = guard("features", "--pack", toy)
     assert found.status == 0
     lines = [line.split() for line in found.out.splitlines()]
-    assert lines[0] == ["latent", "domains", "name", "rate", "top", "weight"]
+    assert lines[0] == ["latent", "domains", "name", "r", "rate", "top", "weight"]
     assert lines[2] == ["model.layers.2/3", "violence,", "weapons", "knives", "1.250%", "-1.50", "violence.harm"]
     assert lines[3][:2] == ["model.layers.2/9", "violence,"]
     assert lines[4][:3] == ["model.layers.2/40", "(no", "name)"]

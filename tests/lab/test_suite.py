@@ -35,7 +35,7 @@ def test_a_suite_is_the_union_of_its_grids(tmp_path):
 
 
 def test_the_shipped_suites():
-    assert shipped() == ["residual", "residual-zh", "search"]
+    assert shipped() == ["reference", "residual", "residual-zh", "search"]
     assert [spec.name for spec in read_config("residual").specs] == [
         f"model.layers.{layer}.batch_topk.w4608.l40" for layer in (7, 13, 19)
     ]
@@ -85,7 +85,7 @@ def test_a_file_that_is_absent_is_named_beside_the_shipped_ones():
         read_config("serch")
     assert (
         str(caught.value)
-        == "serch: found no such file, expected a suite's TOML file or one of: residual, residual-zh, search"
+        == "serch: found no such file, expected a suite's TOML file or one of: reference, residual, residual-zh, search"
     )
 
 

@@ -135,7 +135,7 @@ def test_manifest_changed_by_hand(folder):
             "calibrated = true",
             "calibrated = true\ncolour = 'red'",
             ("colour: found an unknown key, expected one of format, id, version, description, calibrated, model, "
-            "pooling, hook_points, heads, sources, files"),
+            "pooling, hook_points, heads, sources, explanations, files"),
         ),
         (
             "[pooling]",
@@ -301,7 +301,7 @@ def test_overlapping_tensors(folder, rewrite):
     [
         (
             "latents.jsonl", 2, '"latent": 0', '"latent": 0, "colour": 1',
-            ("colour: found an unknown key, expected one of hook_point, latent, domains, subdomains, explanation, scores, "
+            ("colour: found an unknown key, expected one of hook_point, latent, domains, subdomains, explanation, surface_form, scores, "
             "firing_rate, quantiles, top_tokens, examples"),
         ),
         ("latents.jsonl", 3, '"latent": 15', '"latent": 5', "latent: found model.layers.3/5, expected model.layers.3/15, as in rows.safetensors"),
