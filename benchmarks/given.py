@@ -59,7 +59,12 @@ def assessing(pack: Path, *dtypes: str) -> Iterator[tuple[Assessor, dict[str, Ca
 def on_worker(assessor: Assessor, work: Callable[[], object]) -> None:
     """Runs `work` on the thread that owns the model."""
     future: Future[None] = Future()
-    assessor.batcher.put(Job(deque([work]), lambda _: 1, lambda: None, future, alone=True))
+
+    def finish(error: Exception | None) -> None:
+        if error is not None:
+            raise error
+
+    assessor.batcher.put(Job(deque([work]), lambda _: 1, finish, future, alone=True))
     future.result()
 
 
