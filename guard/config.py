@@ -65,7 +65,9 @@ class LimitsConfig(_Section):
 
 
 class EncodeConfig(_Section):
-    backend: Literal["auto", "reference", "cpu", "triton"] = Field("auto", description="which implementation encodes")
+    backend: Literal["auto", "reference", "cpu", "triton", "triton-bf16", "triton-int8", "triton-fp8"] = Field(
+        "auto", description="which implementation encodes"
+    )
 
 
 class ServerConfig(_Section):
