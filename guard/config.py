@@ -65,7 +65,9 @@ class LimitsConfig(_Section):
 
 
 class EncodeConfig(_Section):
-    backend: Literal["auto", "reference", "cpu", "triton"] = Field("auto", description="which implementation encodes")
+    backend: Literal["auto", "reference", "cpu", "cpu-bf16", "triton"] = Field(
+        "auto", description="which implementation encodes"
+    )
 
 
 class ServerConfig(_Section):

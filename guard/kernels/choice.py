@@ -21,14 +21,20 @@ def _triton() -> Encoder:
     return FusedEncoder()
 
 
-_ENCODERS: dict[str, Callable[[], Encoder]] = {"reference": ReferenceEncoder, "cpu": CpuEncoder, "triton": _triton}
+_ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "reference": ReferenceEncoder,
+    "cpu": CpuEncoder,
+    "cpu-bf16": lambda: CpuEncoder(torch.bfloat16),
+    "triton": _triton,
+}
 
 
 def choose(name: str) -> Encoder:
     """`auto` is triton where there is a CUDA device, else cpu. The encoder's own `name` says which it was.
 
-    Raises ConfigError for a name that is none of `auto`, `cpu`, `reference`, `triton`, and for triton where it cannot
-    run: on a CUDA device without the package `auto` says so too, rather than encode on the CPU unasked.
+    Raises ConfigError for a name that is none of `auto`, `cpu`, `cpu-bf16`, `reference`, `triton`, and for cpu-bf16 and
+    triton where they cannot run: on a CUDA device without the package `auto` says so too, rather than encode on the CPU
+    unasked.
     """
     if name == "auto":
         return _triton() if torch.cuda.is_available() else CpuEncoder()
