@@ -20,8 +20,9 @@ for peer in ${*:-alt-profanity-check profanity-protector toxic-comment-classifie
       ;;
     profanity-protector)
       # sentence-transformers 2.2.2, which it pins, asks for torchvision and never uses it here, and imports a function
-      # that left huggingface_hub with 0.26; both read pkg_resources, which left setuptools with 82.
-      make "$peer" 'setuptools<81' torch 'transformers<4.47' 'huggingface_hub<0.26' 'numpy<2.5' scikit-learn joblib \
+      # that left huggingface_hub with 0.26; both read pkg_resources, which left setuptools with 82. Its head was pickled
+      # by scikit-learn 1.0.2, which has no wheel for Python 3.11; from 1.2 on the pickle no longer works.
+      make "$peer" 'setuptools<81' torch 'transformers<4.47' 'huggingface_hub<0.26' 'numpy<2' 'scikit-learn==1.1.3' joblib \
         scipy nltk sentencepiece tqdm pillow
       make "$peer" --no-deps sentence-transformers==2.2.2 profanity-protector==1.0.0
       ;;
