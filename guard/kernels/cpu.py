@@ -47,24 +47,23 @@ class CpuEncoder:
         size = max(16, _BLOCK_BYTES // max(1, width * self._dtype.itemsize))
         cells, values, probes = [], [], []
         for start in range(0, len(x), size):
-            exact = x[start : start + size].float().contiguous()
+            exact = (x if len(x) <= size else x[start : start + size]).float().contiguous()
             squares = _squares(exact)  # [block]
             if not np.isfinite(squares).all():
                 return not_finite(x, rows)
-            pre = table.multiply(exact.to(self._dtype))  # [block, K + P]
-            cell = np.flatnonzero(table.fired(pre))
+            pre = table.multiply(exact.to(self._dtype))  # [block, K + P] float32, or int16 that are a bfloat16's bits
+            cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
-            values.append(pre.view(-1).take(torch.from_numpy(cell)).float())
-            probes.append(pre[:, kept:].float().numpy() * _inverse_rms(squares / max(1, x.shape[1]))[:, None])
-        cell = np.concatenate(cells) if cells else np.empty(0, np.int64)
-        token, row = (torch.from_numpy(part) for part in np.divmod(cell, max(1, width)))
-        value = torch.cat(values) if values else torch.empty(0)
-        probe = np.concatenate(probes) if probes else np.empty((0, len(rows.probe_rows)), np.float32)
+            values.append(_wide(pre.ravel()[cell]))
+            probes.append(_wide(pre[:, kept:]) * _inverse_rms(squares / max(1, x.shape[1]))[:, None])
+        token, row = np.divmod(_joined(cells, np.empty(0, np.int64)), max(1, width))
+        value = _joined(values, np.empty(0, np.float32))
+        probe = _joined(probes, np.empty((0, len(table.probe_bias)), np.float32)) + table.probe_bias
         return Encoded(
-            token=token,
-            row=row,
-            value=value if table.threshold is not None else value + rows.threshold[row],
-            probe=torch.from_numpy(probe) + rows.probe_bias,
+            token=torch.from_numpy(token),
+            row=torch.from_numpy(row),
+            value=torch.from_numpy(value + table.threshold[row] if table.folded else value),
+            probe=torch.from_numpy(probe),
             finite=True,
         )
 
@@ -79,9 +78,11 @@ class CpuEncoder:
 @dataclass(frozen=True)
 class _Table:
     rows: Tensor  # [K + P, d_model], in oneDNN's own order where `packed`
-    bias: Tensor  # [K + P] float32, 0 for probes; less the threshold where that is None
-    threshold: np.ndarray | None  # [K + P] float32; None where it is part of the bias
+    bias: Tensor  # [K + P] float32, 0 for probes; less the threshold where `folded`
+    threshold: np.ndarray  # [K + P] float32, infinite for probes
+    probe_bias: np.ndarray  # [P] float32
     latents: int
+    folded: bool
     packed: bool
 
     @classmethod
@@ -90,12 +91,14 @@ class _Table:
         packed = torch.backends.mkldnn.is_available() and table.numel() > 0
         folded = dtype != torch.float32
         bias = rows.bias.double() - rows.threshold.double() if folded else rows.bias
-        none = torch.zeros(len(rows.probe_rows))
+        probes = torch.zeros(len(rows.probe_rows))
         return cls(
             rows=torch.ops.mkldnn._reorder_linear_weight(table) if packed else table,  # noqa: SLF001 - torch.compile's
-            bias=torch.cat([bias.float(), none]),
-            threshold=None if folded else torch.cat([rows.threshold, none]).numpy(),
+            bias=torch.cat([bias.float(), probes]),
+            threshold=torch.cat([rows.threshold, probes + torch.inf]).numpy(),
+            probe_bias=rows.probe_bias.numpy(),
             latents=len(rows.enc_rows),
+            folded=folded,
             packed=packed,
         )
 
@@ -103,18 +106,19 @@ class _Table:
     def width(self) -> int:
         return len(self.bias)
 
-    def multiply(self, x: Tensor) -> Tensor:
-        """`[T, K + P]` of `x [T, d_model]`, both in the dtype of the table."""
+    def multiply(self, x: Tensor) -> np.ndarray:
+        """`[T, K + P]` of `x [T, d_model]` in the dtype of the table; bfloat16 as the int16 of its bits."""
         if self.packed:
-            product: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.rows, self.bias, "none", [], "")  # noqa: SLF001
-            return product
-        return torch.addmm(self.bias.to(x.dtype), x, self.rows.T)
+            multiply = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001 - what torch.compile makes of a product
+            product: Tensor = multiply(x, self.rows, self.bias, "none", [], "")
+        else:
+            product = torch.addmm(self.bias.to(x.dtype), x, self.rows.T)
+        array: np.ndarray = (product.view(torch.int16) if self.folded else product).numpy()
+        return array
 
-    def fired(self, pre: Tensor) -> np.ndarray:
+    def fired(self, pre: np.ndarray) -> np.ndarray:
         """`[T, K + P]` bool. numpy compares and looks for what is true several times faster than torch does."""
-        # The sign of a bfloat16 is that of its bits, which numpy compares as whole numbers.
-        limit, bits = (0, pre.view(torch.int16)) if self.threshold is None else (self.threshold, pre)
-        fired: np.ndarray = bits.numpy() > limit
+        fired: np.ndarray = pre > (0 if self.folded else self.threshold)  # a bfloat16 has the sign of its bits
         fired[:, self.latents :] = False  # probes
         return fired
 
@@ -133,11 +137,22 @@ def _multiplies_bf16() -> bool:
 
 def _squares(x: Tensor) -> np.ndarray:
     """`[T]`, each token's sum of squares; finite where the contract calls the token representable."""
+    array = x.numpy()
     with np.errstate(over="ignore", invalid="ignore"):
-        squares: np.ndarray = np.vecdot(x.numpy(), x.numpy())
-        return squares
+        squares: np.ndarray = np.vecdot(array, array)
+    return squares
 
 
 def _inverse_rms(mean: np.ndarray) -> np.ndarray:
     """The contract's `inverse_rms` of mean squares `[T]`."""
-    return np.where(mean > 0, 1 / np.sqrt(np.maximum(mean, np.float32(1e-12))), np.float32(0))
+    inverse: np.ndarray = (mean > 0) / np.sqrt(np.maximum(mean, np.float32(1e-12)))
+    return inverse
+
+
+def _wide(values: np.ndarray) -> np.ndarray:
+    """float32 of float32, or of a bfloat16's bits, which are the upper half of it."""
+    return values if values.dtype == np.float32 else (values.astype(np.int32) << 16).view(np.float32)
+
+
+def _joined(parts: list[np.ndarray], none: np.ndarray) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate([none, *parts])
