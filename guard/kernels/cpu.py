@@ -47,11 +47,11 @@ class CpuEncoder:
         size = max(16, _BLOCK_BYTES // max(1, width * self._dtype.itemsize))
         cells, values, probes = [], [], []
         for start in range(0, len(x), size):
-            exact = (x if len(x) <= size else x[start : start + size]).float().contiguous()
-            squares = _squares(exact)  # [block]
+            part = (x if len(x) <= size else x[start : start + size]).contiguous()
+            squares = _squares(part)  # [block]
             if not np.isfinite(squares).all():
                 return not_finite(x, rows)
-            pre = table.multiply(exact.to(self._dtype))  # [block, K + P] float32, or int16 that are a bfloat16's bits
+            pre = table.multiply(part.to(self._dtype))  # [block, K + P] float32, or int16 that are a bfloat16's bits
             cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
             values.append(_wide(pre.ravel()[cell]))
@@ -137,7 +137,10 @@ def _multiplies_bf16() -> bool:
 
 def _squares(x: Tensor) -> np.ndarray:
     """`[T]`, each token's sum of squares; finite where the contract calls the token representable."""
-    array = x.numpy()
+    if x.dtype == torch.bfloat16:  # widened as it is read: a float32 copy costs more than the sum
+        summed: np.ndarray = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square().numpy()
+        return summed
+    array = x.float().numpy()
     with np.errstate(over="ignore", invalid="ignore"):
         squares: np.ndarray = np.vecdot(array, array)
     return squares
