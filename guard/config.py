@@ -65,8 +65,8 @@ class LimitsConfig(_Section):
 
 
 class EncodeConfig(_Section):
-    backend: Literal["auto", "reference", "cpu", "triton", "triton-bf16", "triton-int8", "triton-fp8"] = Field(
-        "auto", description="which implementation encodes"
+    backend: Literal["auto", "reference", "cpu", "cpu-bf16", "triton", "triton-bf16", "triton-int8", "triton-fp8"] = (
+        Field("auto", description="which implementation encodes")
     )
 
 

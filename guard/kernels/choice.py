@@ -25,6 +25,7 @@ def _triton(rows: torch.dtype = torch.float32) -> Encoder:
 _ENCODERS: dict[str, Callable[[], Encoder]] = {
     "reference": ReferenceEncoder,
     "cpu": CpuEncoder,
+    "cpu-bf16": partial(CpuEncoder, torch.bfloat16),
     "triton": _triton,
     "triton-bf16": partial(_triton, torch.bfloat16),
     "triton-int8": partial(_triton, torch.int8),
@@ -35,9 +36,9 @@ _ENCODERS: dict[str, Callable[[], Encoder]] = {
 def choose(name: str) -> Encoder:
     """`auto` is triton where there is a CUDA device, else cpu. The encoder's own `name` says which it was.
 
-    `triton-bf16`, `triton-int8` and `triton-fp8` keep rounded rows: less to read, and a few hits near their thresholds
-    move (`benchmarks/results/rows.json`). Raises ConfigError for another name, and for triton where it cannot run: on a
-    CUDA device without the package `auto` says so too, rather than encode on the CPU unasked.
+    `cpu-bf16`, `triton-bf16`, `triton-int8` and `triton-fp8` round the rows: less to read, and a few hits near their
+    thresholds move (`benchmarks/results/rows.json`). Raises ConfigError for another name, and for one that cannot run
+    here: on a CUDA device without the package `auto` says so too, rather than encode on the CPU unasked.
     """
     if name == "auto":
         return _triton() if torch.cuda.is_available() else CpuEncoder()
