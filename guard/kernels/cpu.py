@@ -15,6 +15,7 @@ from guard.errors import ConfigError
 from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
 
 _BLOCK_BYTES = 1 << 20  # of pre-activations: a core's second-level cache, or half of one
+_STEP = 16  # tokens
 
 
 class CpuEncoder:
@@ -51,7 +52,10 @@ class CpuEncoder:
             squares = _squares(part)  # [block]
             if not np.isfinite(squares).all():
                 return not_finite(x, rows)
-            pre = table.multiply(part.to(self._dtype))  # [block, K + P] float32, or int16 that are a bfloat16's bits
+            pre = table.multiply(
+                _stepped(part.to(self._dtype))
+            )  # [block, K + P] float32, or a bfloat16's bits as int16
+            pre = pre[: len(part)]
             cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
             values.append(_wide(pre.ravel()[cell]))
@@ -133,6 +137,12 @@ def _multiplies_bf16() -> bool:
         and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
         and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - oneDNN may be kept from using them
     )
+
+
+def _stepped(x: Tensor) -> Tensor:
+    """`x [T, d_model]` with zeros behind, up to the next of few sizes: oneDNN keeps half a megabyte for each of them."""
+    more = 0 if len(x) <= _STEP else -len(x) % _STEP
+    return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
 
 
 def _squares(x: Tensor) -> np.ndarray:
