@@ -25,6 +25,7 @@ import uvloop
 from guard.assessor import Assessor, Observer
 from guard.assessor.pipeline import Pipeline, Unit
 from guard.config import GuardConfig, load_config
+from guard.service.server import serve, spare_the_collector
 
 METHODS = {"Check": "/guard.v1.GuardService/Check", "Watch": "/guard.v1.GuardService/Watch"}
 _CORES = os.sched_getaffinity(0)
@@ -122,8 +123,6 @@ async def _echo(size: int) -> None:
 
 
 async def _guard(config: GuardConfig, assessor: Assessor) -> None:
-    from guard.service.server import serve
-
     end = asyncio.Event()
     server = asyncio.create_task(serve(config, assessor, ready=lambda bound: _say(*bound.grpc), until=end))
     await asyncio.wait([server, asyncio.create_task(_until_stdin_ends())], return_when=asyncio.FIRST_COMPLETED)
@@ -149,7 +148,9 @@ def main(kind: str, *arguments: str) -> None:
         }
     )
     pipeline = (Canned if kind == "canned" else Pipeline)(config, report=lambda _: None)
-    uvloop.run(_guard(config, Assessor(config, pipeline, Observer())))
+    assessor = Assessor(config, pipeline, Observer())
+    spare_the_collector()
+    uvloop.run(_guard(config, assessor))
 
 
 if __name__ == "__main__":

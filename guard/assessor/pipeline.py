@@ -174,7 +174,7 @@ class Pipeline:
                 continue
             part = hits if chosen.all() else _select(hits, chosen)
             state.add(part, where[chosen])
-            self.observer.hits(np.bincount(part.row, minlength=len(self.pack.latents)).tolist())
+            self.observer.hits(np.bincount(part.row, minlength=len(self.pack.latents)))
             if keep_details:
                 reading.details.setdefault(phase, []).append((part, where[chosen]))
 
