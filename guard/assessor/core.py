@@ -16,6 +16,8 @@ from guard.pack import catalogue
 from guard.reader.batching import Batcher, Job
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Phase, Verdict
 
+_SHORT = 2048  # UTF-8 bytes whose tokens are made on the caller's thread, in less than 1 ms: a thread's start costs more
+
 
 class Assessor:
     """Loads a pack and a reader, and answers from many threads; one worker thread owns the model."""
@@ -26,7 +28,7 @@ class Assessor:
         self.encode_backend, self.reader_dtype = pipeline.encode.name, pipeline.reader_dtype
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
-        # One thread for what surrounds the model (tokens, and the order of a stream's chunks), one that owns the model.
+        # One thread for the tokens of long texts and of streams' chunks, one that owns the model.
         self.texts = ThreadPoolExecutor(1, "guard-text")
         self.batcher = Batcher(
             pipeline.run,
@@ -62,11 +64,14 @@ class Assessor:
         """Queues a check; cancelling frees its place. Raises InvalidInput, NotFound (a domain), Exhausted at once."""
         options = options or CheckOptions()
         domains = chosen_domains(options, self.pack.domains)
-        check_input(given, self.config.limits)
+        size = check_input(given, self.config.limits)
         self.batcher.admit()
         future: Future[Verdict] = Future()
         future.add_done_callback(lambda _: self.batcher.release())
-        self.hand_over(future, self._start_check, given, options, domains, future)
+        if size <= _SHORT:
+            self._start_check(given, options, domains, future)
+        else:
+            self.hand_over(future, self._start_check, given, options, domains, future)
         return future
 
     def check(self, given: CheckInput, options: CheckOptions | None = None) -> Verdict:

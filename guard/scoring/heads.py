@@ -82,7 +82,7 @@ class HeadSet:
         logits = (self._bias + latent_parts.sum(axis=1) + probe_parts).tolist()
         named = (size[:, self._named[fired]].sum(axis=1) / np.where(mass > 0, mass, 1.0)).tolist()
         shown = self._shown(state, fired, latent_parts, mass, attributions)
-        heads = []
+        heads: list[HeadScore | None] = []
         for i, head in enumerate(self._heads):
             if head.domain not in domains:
                 heads.append(None)
@@ -133,6 +133,8 @@ class HeadSet:
         self, state: PhaseState, fired: Ints, parts: Floats, mass: Floats, wanted: int
     ) -> list[list[Attribution]]:
         """The latents with the largest `parts [H, F]` of each head's logit, at most `wanted` of them."""
+        if not wanted:
+            return [[] for _ in parts]
         order = np.argsort(-np.abs(parts), axis=1, kind="stable")[:, :wanted]  # [H, W]
         rows = fired[order]  # [H, W]
         contributions = np.take_along_axis(parts, order, axis=1)  # [H, W]
