@@ -40,7 +40,10 @@ class _Section(BaseModel):
 class ReaderConfig(_Section):
     """The model that Guard runs itself."""
 
-    model: str = Field("smollm2-135m-instruct", description="a Hugging Face folder, or the default model's name")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="a Hugging Face folder, one that `guard export` made, or the default model's name",
+    )
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="float32 is exact; bfloat16 is faster where the processor has it"
     )
@@ -65,7 +68,9 @@ class LimitsConfig(_Section):
 
 
 class EncodeConfig(_Section):
-    backend: Literal["auto", "reference", "cpu", "triton"] = Field("auto", description="which implementation encodes")
+    backend: Literal["auto", "reference", "cpu", "triton", "numpy"] = Field(
+        "auto", description="which implementation encodes"
+    )
 
 
 class ServerConfig(_Section):

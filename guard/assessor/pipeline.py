@@ -6,20 +6,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
+from guard.assessor import engine
 from guard.assessor.observer import Observer
 from guard.config import GuardConfig
 from guard.errors import ConfigError
-from guard.kernels import choice
-from guard.kernels.contract import Encoded, EncodeRows
+from guard.kernels.contract import Encoded
 from guard.pack import catalogue
-from guard.pack.loader import HookPointRows, check_model, load_pack
+from guard.pack.loader import check_model, load_pack
 from guard.policy import decide
 from guard.reader import weights
-from guard.reader.model import Activations, TorchReader, pick_dtype
+from guard.reader.contract import Activations, Growing
 from guard.reader.sequence import TokenSequence, Window, WindowPlan, window_ids
-from guard.reader.stream import Stream
 from guard.reader.tokens import Piece, TextTokenizer
 from guard.records import (
     Action,
@@ -59,7 +57,7 @@ class Unit:
 
     ids: list[int]
     skip: int  # leading tokens that are context only
-    stream: Stream | None = None
+    stream: Growing | None = None
     encoded: tuple[Encoded, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -84,17 +82,13 @@ class Pipeline:
         self.policy = decide.info(config.policy, chosen)
         names = tuple(catalogue.name(line) for line in self.pack.latents)
         self.heads = HeadSet(self.pack, chosen, decide.decide, names)
-        if config.reader.threads:
-            torch.set_num_threads(config.reader.threads)
-        dtype = pick_dtype(config.reader.dtype)
-        self.reader_dtype = str(dtype).removeprefix("torch.")
         self.tokenizer = TextTokenizer(folder)
-        self.reader = TorchReader(folder, [p.name for p in self.pack.hook_points], dtype=dtype)
+        started = engine.start(config, folder, self.pack)
+        self.reader, self.reader_dtype = started.reader, started.dtype
+        self.encode, self.rows = started.encode, started.rows
         self._check_reader(config)
-        self.encode = choice.choose(config.encode.backend)
         self.plan = WindowPlan(config.reader.window, config.reader.overlap)
         self.observer = Observer()
-        self.rows = [encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
 
     def _check_reader(self, config: GuardConfig) -> None:
@@ -134,7 +128,7 @@ class Pipeline:
     def run(self, units: Sequence[Unit]) -> None:
         """Reads and encodes one batch: whole windows together, or one step of a stream."""
         started = time.perf_counter()
-        read: list[Activations]
+        read: Sequence[Activations]
         if units[0].stream is not None:
             read = [self.reader.extend(units[0].stream, units[0].ids)]
         else:
@@ -259,14 +253,3 @@ def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:
     kept = chosen[hits.token]
     number = np.cumsum(chosen) - 1
     return Hits(number[hits.token[kept]], hits.row[kept], hits.value[kept], hits.probe[chosen])
-
-
-def encode_rows(rows: HookPointRows) -> EncodeRows:
-    """A pack's rows as the encoders take them."""
-    return EncodeRows(
-        enc_rows=torch.from_numpy(rows.enc_rows),
-        bias=torch.from_numpy(rows.bias),
-        threshold=torch.from_numpy(rows.threshold),
-        probe_rows=torch.from_numpy(rows.probe_rows),
-        probe_bias=torch.from_numpy(rows.probe_bias),
-    )

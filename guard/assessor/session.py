@@ -11,8 +11,8 @@ from guard.assessor.limits import check_input, check_size
 from guard.assessor.pipeline import Reading, Unit
 from guard.errors import InvalidInput, SessionExpired
 from guard.reader.batching import Job
+from guard.reader.contract import Growing
 from guard.reader.sequence import TokenSequence, Window
-from guard.reader.stream import Stream
 from guard.reader.tokens import Piece, check_text
 from guard.records import CheckInput, CheckOptions, Message, Phase, Verdict
 
@@ -31,7 +31,7 @@ class Session:
         self._assessor, self._options, self._domains = assessor, options, domains
         self._pipeline = assessor.pipeline
         self._reading = Reading(TokenSequence(), {})
-        self._stream: Stream | None = None
+        self._stream: Growing | None = None
         self._window: Window | None = None
         self._read_to = 0
         self._text: dict[Phase, str] = dict.fromkeys(Phase, "")  # held: not yet settled into tokens
@@ -230,7 +230,7 @@ class Session:
                 window, self._stream = plan.after(window), None
             context: list[int] = []
             if self._stream is None:
-                self._stream = Stream()
+                self._stream = self._pipeline.reader.new_stream()
                 context = [self._pipeline.tokenizer.sink_id] * window.sink + tokens.ids[window.begin : begin]
             self._window = window
             end = min(len(tokens), window.end)

@@ -102,6 +102,10 @@ class TorchReader:
             for row, length in enumerate(lengths)
         ]
 
+    @staticmethod
+    def new_stream() -> Stream:
+        return Stream()
+
     @torch.inference_mode()
     def extend(self, stream: Stream, ids: Sequence[int]) -> Activations:
         """Reads `ids` behind what the stream has read; earlier tokens are not read again."""
