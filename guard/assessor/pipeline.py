@@ -126,15 +126,17 @@ class Pipeline:
         ]
 
     def run(self, units: Sequence[Unit]) -> None:
-        """Reads and encodes one batch: whole windows together, or one step of a stream."""
+        """Reads and encodes one batch: whole windows together, and steps of streams together."""
         started = time.perf_counter()
-        read: Sequence[Activations]
-        if units[0].stream is not None:
-            read = [self.reader.extend(units[0].stream, units[0].ids)]
-        else:
-            read = self.reader.read([unit.ids for unit in units])
+        whole = [unit for unit in units if unit.stream is None]
+        steps = [unit for unit in units if unit.stream is not None]
+        read: list[Activations] = []
+        if whole:
+            read += self.reader.read([unit.ids for unit in whole])
+        if steps:
+            read += self.reader.extend([(unit.stream, unit.ids) for unit in steps])
         encoding = time.perf_counter()
-        for unit, seen in zip(units, read, strict=True):
+        for unit, seen in zip((*whole, *steps), read, strict=True):
             unit.encoded = tuple(
                 self.encode(seen[p.name][unit.skip :], rows)
                 for p, rows in zip(self.pack.hook_points, self.rows, strict=True)

@@ -155,7 +155,7 @@ class Session:
                 self.last_used = time.monotonic()
                 return self._pipeline.verdict(self._reading, self._options, self._domains, "watch", scoring)
 
-            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future, alone=True)
+            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future)
             if units:
                 self._assessor.batcher.put(job)
             elif future.set_running_or_notify_cancel():

@@ -9,8 +9,14 @@ Activations = Mapping[str, Any]  # hook point -> [T, d_model], of the reader's l
 class Growing(Protocol):
     """The keys and values of a sequence that grows: one stream's cache."""
 
+    length: int  # tokens read so far
+
     @property
-    def length(self) -> int: ...
+    def nbytes(self) -> int: ...
+
+    def fork(self, length: int) -> "Growing":
+        """Another stream that has read the first `length` tokens of this one."""
+        ...
 
 
 class Reader(Protocol):
@@ -26,8 +32,11 @@ class Reader(Protocol):
 
     def new_stream(self) -> Growing: ...
 
-    def extend(self, stream: Any, ids: Sequence[int]) -> Activations:
-        """Reads `ids` behind what the stream has read; earlier tokens are not read again."""
+    def extend(self, steps: Sequence[tuple[Any, Sequence[int]]]) -> Sequence[Activations]:
+        """Reads the next tokens of each stream; earlier tokens are not read again.
+
+        A step that raises leaves the length of its stream as it was: it can be read again.
+        """
         ...
 
     def flops_per_token(self) -> int:

@@ -28,6 +28,19 @@ class OnnxStream:
     def room(self) -> int:
         return int(self.buffers[0].shape[2]) if self.buffers else 0
 
+    @property
+    def nbytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self.buffers)
+
+    def fork(self, length: int) -> "OnnxStream":
+        """Another stream that has read the first `length` tokens of this one."""
+        other = OnnxStream(self._export)
+        other.grow(length)
+        for mine, theirs in zip(self.buffers, other.buffers, strict=True):
+            theirs[:, :, :length] = mine[:, :, :length]
+        other.length = length
+        return other
+
     def grow(self, tokens: int) -> None:
         """Makes room for `tokens` in all."""
         if tokens <= self.room:
@@ -100,8 +113,11 @@ class OnnxReader:
     def new_stream(self) -> OnnxStream:
         return OnnxStream(self._export)
 
-    def extend(self, stream: OnnxStream, ids: Sequence[int]) -> dict[str, Floats]:
-        """Reads `ids` behind what the stream has read; earlier tokens are not read again."""
+    def extend(self, steps: Sequence[tuple[OnnxStream, Sequence[int]]]) -> list[dict[str, Floats]]:
+        """Reads the next tokens of each stream, one after the other; earlier tokens are not read again."""
+        return [self._extend(stream, ids) for stream, ids in steps]
+
+    def _extend(self, stream: OnnxStream, ids: Sequence[int]) -> dict[str, Floats]:
         stream.grow(stream.length + len(ids))
         given = _inputs(np.array([list(ids)], dtype=np.int64), stream.length)
         binding = self._session.io_binding()
