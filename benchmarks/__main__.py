@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import batching, encode, latency, service, streaming
+from benchmarks import batching, encode, latency, prefixes, service, streaming, streams, waiting
 from benchmarks.figures import Report, table
 from benchmarks.machine import describe
 from guard.config import DEFAULT_PACK
@@ -22,6 +22,9 @@ SUITES = {
     "streaming": streaming.run,
     "encode": encode.run,
     "service": service.run,
+    "waiting": waiting.run,
+    "prefixes": prefixes.run,
+    "streams": streams.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

@@ -1,4 +1,4 @@
-"""A server in a process of its own, pinned to one core: `python -m benchmarks.hosted KIND [PACK [TOKENS [ATTRIBUTIONS]]]`.
+"""A server in a process of its own, pinned to one core: `python -m benchmarks.hosted KIND PACK` (`echo BYTES`).
 
 | kind | what answers |
 |---|---|
@@ -76,8 +76,8 @@ def hosting(kind: str, *arguments: str) -> Iterator[Hosted]:
     finally:
         os.sched_setaffinity(0, ours)
     with process:
-        assert process.stdin is not None
-        assert process.stdout is not None
+        if process.stdin is None or process.stdout is None:
+            raise RuntimeError("the server's pipes are missing")
         address = process.stdout.readline().strip()
         if not address:
             raise RuntimeError(f"benchmarks.hosted {kind}: ended before it listened")

@@ -124,8 +124,8 @@ def _compare(
         rate, cpu = statistics.median(r.rate for r in told), statistics.median(r.cpu / r.calls for r in told)
         half, tail = (statistics.median(r.quantile(share) for r in told) for share in (0.5, 0.99))
         report.notes[what] = (
-            f"{rate:,.0f} calls a second; {cpu * 1e6:,.0f} us of the server's CPU a call ({1 / cpu:,.0f} a second on one "
-            f"core); p50 {half * 1e3:.2f} ms, p99 {tail * 1e3:.2f} ms, {tail / half:.1f} x"
+            f"{rate:,.0f} calls a second; {cpu * 1e6:,.0f} us of the server's CPU a call ({1 / cpu:,.0f} a second on "
+            f"one core); p50 {half * 1e3:.2f} ms, p99 {tail * 1e3:.2f} ms, {tail / half:.1f} x"
         )
 
 

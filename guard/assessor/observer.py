@@ -13,5 +13,8 @@ class Observer:
     def hits(self, counts: Ints) -> None:
         """`counts [K]`: hits since the last call, by row, in the order of `pack.latents`."""
 
+    def prefix(self, tokens: int) -> None:
+        """A chat was looked up among those kept; `tokens` of it need not be read again."""
+
     def batch(self, sequences: int, tokens: int, seconds: dict[str, float]) -> None:
         """A batch was read; seconds by stage (read, encode)."""

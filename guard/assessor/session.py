@@ -85,7 +85,15 @@ class Session:
         for _, future in waiting:
             future.cancel()
         self._stream = None
+        self._assessor.caches.forget(self)
         self._assessor.forget(self)
+
+    def drop_cache(self) -> bool:
+        """Frees the keys and values of a stream that stands idle: its next chunk reads the window anew."""
+        with self._lock:
+            if not self.busy:
+                self._stream = None
+            return not self.busy
 
     def expire(self) -> None:
         self._expired = True
@@ -153,9 +161,12 @@ class Session:
                     unread = self._reading.tokens.phase[units[0][1] :]
                     self._reading.failed.update(phase for phase in unread if phase is not None)
                 self.last_used = time.monotonic()
+                self._assessor.caches.count(self, self._stream.nbytes if self._stream is not None else 0)
+                if self._closed:  # meanwhile
+                    self._assessor.caches.forget(self)
                 return self._pipeline.verdict(self._reading, self._options, self._domains, "watch", scoring)
 
-            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future)
+            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future, serial=True)
             if units:
                 self._assessor.batcher.put(job)
             elif future.set_running_or_notify_cancel():

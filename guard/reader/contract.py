@@ -14,8 +14,8 @@ class Growing(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def fork(self, length: int) -> "Growing":
-        """Another stream that has read the first `length` tokens of this one."""
+    def take(self, other: Any, length: int) -> None:
+        """Begins a stream that has read nothing with the first `length` tokens of another one of its kind."""
         ...
 
 

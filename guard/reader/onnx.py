@@ -32,14 +32,12 @@ class OnnxStream:
     def nbytes(self) -> int:
         return sum(buffer.nbytes for buffer in self.buffers)
 
-    def fork(self, length: int) -> "OnnxStream":
-        """Another stream that has read the first `length` tokens of this one."""
-        other = OnnxStream(self._export)
-        other.grow(length)
+    def take(self, other: "OnnxStream", length: int) -> None:
+        """Begins a stream that has read nothing with the first `length` tokens of another one."""
+        self.grow(length)
         for mine, theirs in zip(self.buffers, other.buffers, strict=True):
-            theirs[:, :, :length] = mine[:, :, :length]
-        other.length = length
-        return other
+            mine[:, :, :length] = theirs[:, :, :length]
+        self.length = length
 
     def grow(self, tokens: int) -> None:
         """Makes room for `tokens` in all."""

@@ -24,18 +24,16 @@ class Stream:
 
     def __init__(self) -> None:
         self.length = 0
-        self._buffers: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, [1, kv_heads, room, head_dim]
+        self.buffers: list[tuple[Tensor, Tensor]] = []  # a layer's keys and values, [1, kv_heads, room, head_dim]
 
     @property
     def nbytes(self) -> int:
-        return sum(buffer.nbytes for pair in self._buffers for buffer in pair)
+        return sum(buffer.nbytes for pair in self.buffers for buffer in pair)
 
-    def fork(self, length: int) -> "Stream":
-        """Another stream that has read the first `length` tokens of this one."""
-        other = Stream()
-        other._buffers = [(_grown(k, length, length), _grown(v, length, length)) for k, v in self._buffers]
-        other.length = length
-        return other
+    def take(self, other: "Stream", length: int) -> None:
+        """Begins a stream that has read nothing with the first `length` tokens of another one."""
+        self.buffers = [(_grown(k, length, length), _grown(v, length, length)) for k, v in other.buffers]
+        self.length = length
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """All keys and values `[1, kv_heads, T, head_dim]` of one layer, with those of a step behind them.
@@ -43,14 +41,14 @@ class Stream:
         `length` stays as it was: a step counts once every layer has taken it.
         """
         end = self.length + keys.shape[2]
-        if layer == len(self._buffers):
-            self._buffers.append((_grown(keys, 0, end), _grown(values, 0, end)))
-        elif end > self._buffers[layer][0].shape[2]:
-            known = self._buffers[layer]
-            self._buffers[layer] = (_grown(known[0], self.length, end), _grown(known[1], self.length, end))
-        for buffer, new in zip(self._buffers[layer], (keys, values), strict=True):
+        if layer == len(self.buffers):
+            self.buffers.append((_grown(keys, 0, end), _grown(values, 0, end)))
+        elif end > self.buffers[layer][0].shape[2]:
+            known = self.buffers[layer]
+            self.buffers[layer] = (_grown(known[0], self.length, end), _grown(known[1], self.length, end))
+        for buffer, new in zip(self.buffers[layer], (keys, values), strict=True):
             buffer[:, :, self.length : end] = new
-        own_keys, own_values = self._buffers[layer]
+        own_keys, own_values = self.buffers[layer]
         return own_keys[:, :, :end], own_values[:, :, :end]
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from guard.pack.loader import Pack
-from guard.pack.manifest import HeadSection
 from guard.records import (
     Action,
     Attribution,
@@ -55,7 +54,9 @@ class HeadSet:
         self._thresholds = thresholds
         self._decide = decide
         self._lines = [
-            _Line(LatentId(line.hook_point, line.latent), name, (*line.domains, *line.subdomains), line.explanation_score)
+            _Line(
+                LatentId(line.hook_point, line.latent), name, (*line.domains, *line.subdomains), line.explanation_score
+            )
             for line, name in zip(pack.latents, names, strict=True)
         ]
         self._named = np.array([bool(name) for name in names], dtype=bool)  # [K]
@@ -65,7 +66,7 @@ class HeadSet:
         )
         temperature = np.array([head.temperature for head in self._heads])[:, None]
         self._weights: Floats = pack.head_weights.astype(np.float64) / temperature  # [H, K]
-        self._probes = pack.probe_weights.any(axis=1).tolist()  # whether a head reads any
+        self._probes: list[bool] = np.any(pack.probe_weights, axis=1).tolist()  # whether a head reads any
         self._probe_weights: Floats = pack.probe_weights.astype(np.float64) / temperature  # [H, P]
         self._bias: Floats = np.array([head.bias for head in self._heads]) / temperature[:, 0]  # [H]
 

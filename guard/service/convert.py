@@ -127,9 +127,7 @@ def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
         audit_id=verdict.audit_id,
     )
     for n in verdict.not_assessed:
-        message.not_assessed.add(
-            reason=_number(n.reason), detail=n.detail, phase=_number(n.phase) if n.phase else None
-        )
+        message.not_assessed.add(reason=_number(n.reason), detail=n.detail, phase=_number(n.phase) if n.phase else None)
     for p in verdict.phases:
         phase = message.phases.add(
             phase=_number(p.phase),
@@ -168,14 +166,13 @@ def _add_head(heads: Any, head: HeadScore) -> None:
 
 
 @lru_cache(maxsize=8192)  # several packs' latents
-def _constant_part(
-    latent: LatentId | None, name: str, tags: tuple[str, ...], explanation_score: float | None
-) -> bytes:
+def _constant_part(latent: LatentId | None, name: str, tags: tuple[str, ...], explanation_score: float | None) -> bytes:
     """What every attribution to one latent says, as it goes over the wire."""
     message = pb.Attribution(
         latent=latent_to_proto(latent) if latent else None, name=name, tags=tags, explanation_score=explanation_score
     )
-    return message.SerializeToString()
+    wire: bytes = message.SerializeToString()
+    return wire
 
 
 def verdict_from_proto(verdict: pb.Verdict) -> Verdict:

@@ -15,8 +15,12 @@
 | `guard_batch_sequences` | histogram | | sequences read together |
 | `guard_batch_tokens` | histogram | | tokens read together |
 | `guard_tokens_total` | counter | | tokens read by the model, context of later windows included |
+| `guard_prefixes_total` | counter | result | chats looked up among those kept: hit or miss |
+| `guard_prefix_tokens_total` | counter | | tokens not read again, since a chat kept begins with them |
+| `guard_prefix_bytes` | gauge | | memory of the chats kept |
 | `guard_queue_depth` | gauge | | requests that wait or are being read |
 | `guard_open_sessions` | gauge | | open streams |
+| `guard_session_bytes` | gauge | | memory of the open streams' keys and values |
 | `guard_pack_info` | info | id, version, hash | the pack; always 1 |
 | `guard_model_info` | info | fingerprint, verified, dtype, encode_backend | the model that reads; always 1 |
 | `guard_policy_info` | info | version, hash | the policy; always 1 |
@@ -80,8 +84,12 @@ class Metrics(Observer):
         self._batch_sequences = histogram("batch_sequences", "Sequences read together.", _SEQUENCES)
         self._batch_tokens = histogram("batch_tokens", "Tokens read together.", _TOKENS)
         self._tokens = counter("tokens", "Tokens read by the model.")
+        self._prefixes = counter("prefixes", "Chats looked up among those kept.", "result")
+        self._prefix_tokens = counter("prefix_tokens", "Tokens not read again.")
+        gauge("prefix_bytes", "Memory of the chats kept.", lambda: assessor.prefix_bytes)
         gauge("queue_depth", "Requests that wait or are being read.", lambda: assessor.queue_depth)
         gauge("open_sessions", "Open streams.", lambda: assessor.open_sessions)
+        gauge("session_bytes", "Memory of the open streams' keys and values.", lambda: assessor.session_bytes)
         pack, policy, model = assessor.pack.info, assessor.policy, assessor.model
         info("pack", "The pack.", id=pack.id, version=pack.version, hash=pack.hash)
         info(
@@ -120,6 +128,10 @@ class Metrics(Observer):
 
     def hits(self, counts: Ints) -> None:
         self._hits.add(counts)
+
+    def prefix(self, tokens: int) -> None:
+        self._prefixes("hit" if tokens else "miss").inc()
+        self._prefix_tokens().inc(tokens)
 
     def batch(self, sequences: int, tokens: int, seconds: dict[str, float]) -> None:
         self._batch_sequences().observe(sequences)

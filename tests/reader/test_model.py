@@ -77,9 +77,12 @@ def test_streams_of_any_lengths_take_a_step_together(reader):
 def test_a_fork_goes_its_own_way_and_leaves_the_other_as_it_was(reader):
     stream, ids = reader.new_stream(), [0, *range(500, 570)]
     reader.extend([(stream, ids)])
-    fork = stream.fork(30)
+    fork = reader.new_stream()
+    fork.take(stream, 30)
     turned = reader.extend([(fork, [900, 901])])[0]
     went_on = reader.extend([(stream, [700])])[0]
     for point in POINTS:
-        torch.testing.assert_close(turned[point], reader.read([[*ids[:30], 900, 901]])[0][point][30:], atol=1e-3, rtol=1e-4)
+        torch.testing.assert_close(
+            turned[point], reader.read([[*ids[:30], 900, 901]])[0][point][30:], atol=1e-3, rtol=1e-4
+        )
         torch.testing.assert_close(went_on[point], reader.read([[*ids, 700]])[0][point][-1:], atol=1e-3, rtol=1e-4)

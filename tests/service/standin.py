@@ -137,6 +137,8 @@ class StandIn:
     def queue_depth(self) -> int:
         return sum(not future.done() for future in self.futures)
 
+    prefix_bytes = session_bytes = 0
+
     @property
     def open_sessions(self) -> int:
         return len(self.sessions)
