@@ -3,6 +3,7 @@
 Chunks are of 16 tokens; each stream ends with 64. All chunks of a round are fed at once, as callers of a server would.
 """
 
+import itertools
 import os
 import time
 from pathlib import Path
@@ -46,7 +47,7 @@ def run(report: Report, pack: Path, repeats: int) -> None:
 def _chunks(assessor: Assessor, text: str, tokens: int) -> list[str]:
     spans = assessor.pipeline.tokenizer.text(text).spans
     cuts = [0, *(spans[at][0] for at in range(tokens, len(spans), tokens)), len(text)]
-    return [text[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False)]
+    return [text[begin:end] for begin, end in itertools.pairwise(cuts)]
 
 
 def _resident() -> int:
