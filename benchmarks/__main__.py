@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import batching, encode, latency, scale, shapes, streaming
+from benchmarks import batching, encode, latency, prefixes, scale, service, shapes, streaming, streams, waiting
 from benchmarks.figures import Report, table
 from benchmarks.machine import describe
 from benchmarks.peers import suite as peers
@@ -25,6 +25,10 @@ SUITES = {
     "shapes": shapes.run,
     "scale": scale.run,
     "peers": peers.run,
+    "service": service.run,
+    "waiting": waiting.run,
+    "prefixes": prefixes.run,
+    "streams": streams.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

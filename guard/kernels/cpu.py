@@ -140,7 +140,7 @@ def _multiplies_bf16() -> bool:
 
 
 def _stepped(x: Tensor) -> Tensor:
-    """`x [T, d_model]` with zeros behind, up to the next of few sizes: oneDNN keeps half a megabyte for each of them."""
+    """`x [T, d_model]` with zeros behind, up to the next of few sizes: oneDNN keeps half a megabyte for each."""
     more = 0 if len(x) <= _STEP else -len(x) % _STEP
     return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
 
