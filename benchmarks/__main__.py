@@ -10,13 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import batching, encode, latency, streaming
+from benchmarks import batching, encode, latency, reader, streaming
 from benchmarks.figures import Report, table
 from benchmarks.machine import describe
 from guard.config import DEFAULT_PACK
 from guard.pack.loader import load_pack
 
-SUITES = {"latency": latency.run, "batching": batching.run, "streaming": streaming.run, "encode": encode.run}
+SUITES = {
+    "latency": latency.run,
+    "batching": batching.run,
+    "streaming": streaming.run,
+    "encode": encode.run,
+    "reader": reader.run,
+}
 RESULTS = Path(__file__).parent / "results"
 
 
