@@ -210,7 +210,6 @@ class Plan:
     """How the products of each layer are taken: `f32`, `int8`, or `int8_rows` with one scale a token."""
 
     products: Mapping[tuple[int, str], str] = field(default_factory=dict)  # the rest are float32
-    strength: float = 0.5
     half_embedding: bool = False
 
 
