@@ -188,5 +188,5 @@ def _plan(seen: _Seen, depth: int) -> Plan:
     for number in range(depth):
         for product in PRODUCTS:
             sizes = seen.tokens[f"{number}.{product}"]
-            kinds[number, product] = "f32" if sizes.max() > _UNEVEN * np.median(sizes) else "int8_rows"
+            kinds[number, product] = "f32" if sizes.max() > _UNEVEN * np.median(sizes) else "int8"
     return Plan(kinds, half_embedding=True)
