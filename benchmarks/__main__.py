@@ -10,7 +10,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import batching, encode, latency, prefixes, scale, service, shapes, streaming, streams, waiting
+from benchmarks import (
+    batching,
+    encode,
+    latency,
+    prefixes,
+    reader,
+    scale,
+    service,
+    shapes,
+    streaming,
+    streams,
+    waiting,
+)
 from benchmarks.figures import Report, table
 from benchmarks.machine import describe
 from benchmarks.peers import suite as peers
@@ -29,6 +41,7 @@ SUITES = {
     "waiting": waiting.run,
     "prefixes": prefixes.run,
     "streams": streams.run,
+    "reader": reader.run,
 }
 RESULTS = Path(__file__).parent / "results"
 

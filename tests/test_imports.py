@@ -9,7 +9,17 @@ HEAVY = {"torch", "transformers", "grpc"}
 
 
 @pytest.mark.parametrize(
-    "module", ["guard.errors", "guard.records", "guard.config", "guard.pack.manifest", "guard.pack.loader"]
+    "module",
+    [
+        "guard.errors",
+        "guard.records",
+        "guard.config",
+        "guard.pack.manifest",
+        "guard.pack.loader",
+        "guard.assessor",
+        "guard.kernels.arrays",
+        "guard.reader.onnx",
+    ],
 )
 def test_import_brings_neither_torch_nor_grpc(module):
     program = f"import sys, {module}; print(*sorted({HEAVY!r} & set(sys.modules)))"

@@ -4,10 +4,10 @@ Attention is onnxruntime's GroupQueryAttention, which turns queries and keys by 
 residual sums and the norms behind them are one operator too. The graph ends at the deepest hook point.
 
 int8 products multiply unsigned activations by signed weights: weights have a scale for each output, activations one for
-the product, calibrated, and one for each token where tokens differ in size. No scale depends on what else is read, so a
-text reads the same alone, in a batch and as a stream. What a shared scale would lose is handed over beforehand, as in
-SmoothQuant (Xiao et al., 2022, arXiv 2211.10438): each input channel is divided by a factor that its weights are
-multiplied by. The division is folded into whatever writes that channel, so it costs nothing.
+each token. No scale depends on what else is read, so a text reads the same alone, in a batch and as a stream. What a
+token's outlier channels would cost the others is handed over beforehand, as in SmoothQuant (Xiao et al., 2022, arXiv
+2211.10438): each input channel is divided by a factor that its weights are multiplied by. The division is folded into
+whatever writes that channel, so it costs nothing.
 """
 
 import math
@@ -31,7 +31,6 @@ _CONTRIB = "com.microsoft"
 _POINT = re.compile(r"model\.layers\.(\d+)(\.mlp|\.mlp\.down_proj|\.self_attn|\.self_attn\.o_proj)?")
 _INT8_MAX = 127
 _ZERO = 128  # activations are unsigned
-_MARGIN = 1.25  # room over the largest input that calibration saw; what is beyond saturates
 PRODUCTS = ("qkv", "o", "gate_up", "down")
 
 
@@ -144,7 +143,6 @@ class Layer:
     gate: Floats
     up: Floats
     down: Floats
-    largest: Mapping[str, float] = field(default_factory=dict)  # product -> largest absolute input that was seen
 
 
 def read_layer(tensors: Tensors, number: int) -> Layer:
@@ -190,10 +188,6 @@ def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Lay
         gate=layer.gate * after_output[:, None],
         up=layer.up * after_output[:, None] / after_up,
         down=layer.down * after_up[:, None],
-        largest={
-            product: float((maxima[product] / factors).max())
-            for product, factors in zip(PRODUCTS, (after_input, shared, after_output, after_up), strict=True)
-        },
     )
 
 
@@ -207,10 +201,9 @@ def _factors(maxima: Floats, weights: Sequence[Floats], strength: float) -> Floa
 
 @dataclass(frozen=True)
 class Plan:
-    """How the products of each layer are taken: `f32`, `int8`, or `int8_rows` with one scale a token."""
+    """How the products of each layer are taken: `f32` or `int8`."""
 
     products: Mapping[tuple[int, str], str] = field(default_factory=dict)  # the rest are float32
-    strength: float = 0.5
     half_embedding: bool = False
 
 
@@ -224,42 +217,33 @@ class _Graph:
         return outputs[0]
 
     def weight(self, name: str, values: NDArray[Any]) -> str:
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def product(self, kind: str, x: str, weights: Mapping[str, Floats], largest: float | None) -> list[str]:
-        """`x` times each of `weights`; they share what is done to `x`, of which `largest` is the calibrated maximum."""
+    def product(self, kind: str, x: str, weights: Mapping[str, Floats]) -> list[str]:
+        """`x` times each of `weights`; they share what is done to `x`."""
         if kind == "f32":
             return [self.add("MatMul", [x, self.weight(f"{n}.weight", w)], [n]) for n, w in weights.items()]
         first = next(iter(weights))
-        size, limit = "", 1.0
-        if kind == "int8_rows":
-            axes = self.weight(f"{first}.axes", np.array([-1]))
-            largest_of_row = self.add(
-                "ReduceMax", [self.add("Abs", [x], [f"{first}.abs"]), axes], [f"{first}.largest"], keepdims=1
-            )
-            least = self.weight(f"{first}.least", np.array([1e-20], dtype=np.float32))
-            size = self.add("Max", [largest_of_row, least], [f"{first}.size"])  # [B, T, 1]
-            x = self.add("Div", [x, size], [f"{first}.levelled"])
-        elif largest is not None:
-            limit = largest * _MARGIN
-        scale = self.weight(f"{first}.scale", np.array(limit / _INT8_MAX, dtype=np.float32))
+        axes = self.weight(f"{first}.axes", np.array([-1]))
+        absolute = self.add("Abs", [x], [f"{first}.abs"])
+        largest = self.add("ReduceMax", [absolute, axes], [f"{first}.largest"], keepdims=1)
+        least = self.weight(f"{first}.least", np.array([1e-20], dtype=np.float32))  # of a token that is all zeros
+        size = self.add("Max", [largest, least], [f"{first}.size"])  # [B, T, 1]
+        level = self.add("Div", [x, size], [f"{first}.level"])  # from -1 to 1
+        scale = self.weight(f"{first}.scale", np.array(1 / _INT8_MAX, dtype=np.float32))
         zero = self.weight(f"{first}.zero", np.array(_ZERO, dtype=np.uint8))
-        quantised = self.add("QuantizeLinear", [x, scale, zero], [f"{first}.quantised"])
+        quantised = self.add("QuantizeLinear", [level, scale, zero], [f"{first}.quantised"])
         return [self._int8(name, weight, (quantised, scale, zero), size) for name, weight in weights.items()]
 
-    def _int8(self, name: str, weight: Floats, x: Sequence[str], size: str) -> str:
+    def _int8(self, name: str, weight: Floats, x: tuple[str, str, str], size: str) -> str:
+        """`x` is quantised values, scale and zero of tokens that were divided by `size`."""
         scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / _INT8_MAX  # [out]
         rounded = np.clip(np.rint(weight / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
-        inputs = [
-            x[0],
-            self.weight(f"{name}.weight", rounded),
-            x[1],
-            self.weight(f"{name}.weight_scale", scale.astype(np.float32)),
-            x[2],
-        ]
-        made = self.add("MatMulIntegerToFloat", inputs, [f"{name}.even" if size else name], _CONTRIB)
-        return self.add("Mul", [made, size], [name]) if size else made
+        weights = self.weight(f"{name}.weight", rounded)
+        scales = self.weight(f"{name}.weight_scale", scale.astype(np.float32))
+        made = self.add("MatMulIntegerToFloat", [x[0], weights, x[1], scales, x[2]], [f"{name}.of_level"], _CONTRIB)
+        return self.add("Mul", [made, size], [name])
 
 
 def build(
@@ -296,7 +280,7 @@ def build(
         normed, stream = _norm(graph, stream, added, f"{name}.input", layer.input_norm, shape)
         if number:
             seen[f"model.layers.{number - 1}"] = stream
-        (qkv,) = graph.product(kind("qkv"), normed, {f"{name}.qkv": layer.qkv}, layer.largest.get("qkv"))
+        (qkv,) = graph.product(kind("qkv"), normed, {f"{name}.qkv": layer.qkv})
         attended = graph.add(
             "GroupQueryAttention",
             [qkv, "", "", f"past.{name}.key", f"past.{name}.value", "last", "total", cos, sin],
@@ -308,18 +292,13 @@ def build(
             rotary_interleaved=0,
             scale=1 / math.sqrt(shape.head_dim),
         )
-        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o}, layer.largest.get("o"))
+        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o})
         seen[f"model.layers.{number}.self_attn"] = seen[f"model.layers.{number}.self_attn.o_proj"] = added
         between, stream = _norm(graph, stream, added, f"{name}.output", layer.output_norm, shape)
-        gate, up = graph.product(
-            kind("gate_up"),
-            between,
-            {f"{name}.gate": layer.gate, f"{name}.up": layer.up},
-            layer.largest.get("gate_up"),
-        )
+        gate, up = graph.product(kind("gate_up"), between, {f"{name}.gate": layer.gate, f"{name}.up": layer.up})
         gate = graph.add("QuickGelu", [gate], [f"{name}.silu"], _CONTRIB, alpha=1.0)
         gated = graph.add("Mul", [gate, up], [f"{name}.gated"])
-        (added,) = graph.product(kind("down"), gated, {f"{name}.down": layer.down}, layer.largest.get("down"))
+        (added,) = graph.product(kind("down"), gated, {f"{name}.down": layer.down})
         seen[f"model.layers.{number}.mlp"] = seen[f"model.layers.{number}.mlp.down_proj"] = added
         if watch:
             for product, given in zip(PRODUCTS, (normed, attended, between, gated), strict=True):

@@ -55,7 +55,8 @@ class Batches(Observer):
     ("texts", "sizes"),
     [
         ([TEXTS[1]] * 16, [16]),
-        ([TEXTS[1], LONG, TEXTS[2], TEXTS[0]], [3, 1]),  # a short text is not padded to the length of a long one
+        # A short text is not padded to the length of a long one, which is read in three steps.
+        ([TEXTS[1], LONG, TEXTS[2], TEXTS[0]], [3, 1, 1, 1]),
     ],
 )
 def test_requests_that_wait_share_a_batch(loading, gated, texts, sizes):

@@ -15,6 +15,7 @@ COMMANDS = [
     ["watch"],
     ["serve"],
     ["demo"],
+    ["export"],
     ["features"],
     ["features", "list"],
     ["features", "show"],
