@@ -24,7 +24,7 @@ class LocalSink:
     def send(self, step: Step) -> None:
         try:
             self._link.take(step, dropped=self._dropped)
-        except Exception:  # the engine must go on
+        except Exception:  # noqa: BLE001 - the engine must go on
             self._dropped += 1
             _log.exception("a tap's step could not be judged")
 

@@ -158,7 +158,7 @@ class Observed:
     def _absorb(self, request: Request, rows: Rows) -> tuple[int, list[Ints]]:
         try:
             return request.absorb(self._pipeline, rows)
-        except Exception:  # the other requests of the step go on
+        except Exception:  # noqa: BLE001 - the other requests of the step go on
             _log.exception("rows of a tapped request could not be read")
             detail = "its rows could not be read: Guard's log says why"
             for phase in Phase:

@@ -1,7 +1,7 @@
-"""Token ids of a served request, read back: which of them the chat template wrote, and where the others stand in the text.
+r"""Token ids of a served request, read back: which the chat template wrote, and where the others stand in the text.
 
 A tap sees ids alone. What a template writes is learned from the template itself: it is rendered around a few short
-chats, and the literal text that follows each of its special tokens is remembered (`<|im_start|>`: "user\\n", and the
+chats, and the literal text that follows each of its special tokens is remembered (`<|im_start|>`: "user\n", and the
 whole of a default system message). In an id stream, special tokens and such text behind them are scaffold; everything
 else is the caller's or the model's. Text that a template writes anywhere else, with no special token before it, is read
 as if the caller had written it.

@@ -1,4 +1,4 @@
-"""Taps: what is attached to a served model, and where its steps go. `guard.tap.protocol` is all that an engine needs."""
+"""Taps: what is attached to a served model, and where its steps go. An engine needs `guard.tap.protocol` alone."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -59,8 +59,8 @@ def settings_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sett
         raise InvalidInput(f"generate: found {name}, expected greedy search or sampling")
     eos = config.eos_token_id
     criteria = list(kwargs.get("stopping_criteria") or ())
-    if config.stop_strings:
-        criteria.append(StopStringCriteria(kwargs.get("tokenizer"), config.stop_strings))
+    if config.stop_strings and kwargs.get("tokenizer") is not None:  # without one generate itself complains
+        criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
     return Settings(
         # A compiled forward would run the hooks once, while it is traced.
         kwargs=kwargs | {"disable_compile": True},

@@ -241,17 +241,17 @@ class TorchTap:
             part = slice(begin, begin + count)
             # One sample's NaN is not the others': where the batch is not finite, each is encoded alone.
             own = _cut(encoded, part) if encoded else self._encoded([x[part] for x in taken])
-            if own is None:
-                empty = np.empty(0, np.int32)
-                probe = np.zeros((count, sum(len(r.probe_rows) for r in self._rows)), np.float32)
-                own = (empty, empty, empty.astype(np.float32), probe)
-                finite = False
-            else:
-                finite = True
-            rows.append(Rows(sample.request_id, sample.cursor, sample.prompt_tokens, ids[part], *own, finite=finite))
+            token, row, value, probe = own or self._nothing(count)
+            run = (sample.request_id, sample.cursor, sample.prompt_tokens, ids[part])
+            rows.append(Rows(*run, token, row, value, probe, finite=own is not None))
             sample.cursor += count
             begin += count
         self._sink.send(Step(tuple(rows)))
+
+    def _nothing(self, count: int) -> "_Columns":
+        probes = sum(len(rows.probe_rows) for rows in self._rows)
+        empty = np.empty(0, np.int32)
+        return empty, empty, empty.astype(np.float32), np.zeros((count, probes), np.float32)
 
     def _encoded(self, taken: Sequence[Tensor]) -> "_Columns | None":
         """Hits of all hook points in the order of their tokens; None where an activation is not finite."""
