@@ -1,5 +1,6 @@
 """Requests that a tap tells of: the verdict is reader mode's on the same tokens, and what is not told is not assessed."""
 
+import itertools
 import time
 
 import numpy as np
@@ -23,7 +24,7 @@ def link(assessor, observed):
 
 
 def tell(link, request, cuts, end="stop"):
-    for begin, stop in zip(cuts, cuts[1:], strict=False):
+    for begin, stop in itertools.pairwise(cuts):
         link.take(request.step(begin, stop))
     if end:
         link.take(request.ended(end))
@@ -35,7 +36,7 @@ def reasons(verdict):
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize(
-    "given", [asked(CHAT, HARMLESS), asked(HARMLESS, "Bien sûr 🙂🎉: 好的，面包。"), asked(BLOCKED)]
+    "given", [asked(CHAT, HARMLESS), asked(HARMLESS, "Bien sûr 🙂🎉: 好的 面包。"), asked(BLOCKED)]
 )
 def test_the_verdict_is_that_of_reader_mode(assessor, observed, link, given, size):
     request = told(assessor, given)
