@@ -46,7 +46,7 @@ def encoded(assessor, ids):
     """Hits and probes of all hook points: token, row, value, probe."""
     pipeline = assessor.pipeline
     (seen,) = pipeline.reader.read([ids])
-    hits = pipeline._join(
+    hits = pipeline.join(
         [pipeline.encode(seen[p.name], r) for p, r in zip(assessor.pack.hook_points, pipeline.rows, strict=True)]
     )
     order = np.argsort(hits.token, kind="stable")
