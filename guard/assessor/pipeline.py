@@ -176,21 +176,23 @@ class Pipeline:
         Returns the rows of the hits that counted, for `count_hits`.
         """
         counted = []
-        phases = np.array([_PHASES[p] for p in reading.tokens.phase[fresh : fresh + count]])  # [T]
+        phases = reading.tokens.phase[fresh : fresh + count]
         where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]
-        for phase, state in reading.states.items():
-            chosen = phases == _PHASES[phase]
-            if not chosen.any():
+        for phase in dict.fromkeys(phases):
+            if phase is None:
                 continue
-            reading.read[phase] = reading.read.get(phase, 0) + int(chosen.sum())
+            chosen = np.array([p is phase for p in phases])
+            read = int(np.count_nonzero(chosen))
+            reading.read[phase] = reading.read.get(phase, 0) + read
+            state = reading.states[phase]
             if hits is None:
                 state.finite = False
                 continue
-            part = hits if chosen.all() else _select(hits, chosen)
-            state.add(part, where[chosen])
+            part, places = (hits, where) if read == count else (_select(hits, chosen), where[chosen])
+            state.add(part, places)
             counted.append(part.row)
             if keep_details:
-                reading.details.setdefault(phase, []).append((part, where[chosen]))
+                reading.details.setdefault(phase, []).append((part, places))
         return counted
 
     def join(self, encoded: Sequence[Encoded]) -> Hits | None:
@@ -264,9 +266,6 @@ def _problem(reading: Reading, phase: Phase) -> NotAssessed | None:
     if phase in reading.blank:
         return NotAssessed(NotAssessedReason.NOTHING_READ, "only whitespace has been read yet", phase)
     return None
-
-
-_PHASES = {None: 0, Phase.PROMPT: 1, Phase.COMPLETION: 2}
 
 
 def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:

@@ -83,8 +83,8 @@ class PhaseState:
         if not len(hits.row):
             return
         strengths = self._gate(hits.row, hits.value)
-        self.sums += np.bincount(hits.row, weights=strengths, minlength=len(self.sums))
-        self.counts += np.bincount(hits.row, minlength=len(self.sums))
+        np.add.at(self.sums, hits.row, strengths)
+        np.add.at(self.counts, hits.row, 1)
         np.maximum.at(self.peak, hits.row, hits.value / self._gate.scale[hits.row])
         self._unsorted.append((hits.row, strengths, where[hits.token]))
         self._unsorted_hits += len(hits.row)
