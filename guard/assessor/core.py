@@ -8,6 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from guard.assessor.caches import Caches
 from guard.assessor.limits import check_input, chosen_domains
+from guard.assessor.observed import Observed
 from guard.assessor.observer import Observer
 from guard.assessor.pipeline import Pipeline, Reading, Unit
 from guard.assessor.session import Session
@@ -42,6 +43,7 @@ class Assessor:
         )
         self._warm_up()
         self.observer = observer
+        self.observed = Observed(pipeline, config)
 
     @property
     def observer(self) -> Observer:

@@ -200,24 +200,41 @@ class Pipeline:
 
     def _absorb(self, reading: Reading, unit: Unit, fresh: int, *, keep_details: bool) -> None:
         count = len(unit.encoded[0].probe) if unit.encoded else 0
-        phases = np.array([_PHASES[p] for p in reading.tokens.phase[fresh : fresh + count]])  # [T]
+        hits = self.join(unit.encoded)
+        self.count_hits(self.absorb_hits(reading, hits, fresh, count, keep_details=keep_details))
+
+    def count_hits(self, rows: Sequence[Ints]) -> None:
+        if rows:
+            self.observer.hits(np.bincount(np.concatenate(rows), minlength=len(self.pack.latents)))
+
+    def absorb_hits(
+        self, reading: Reading, hits: Hits | None, fresh: int, count: int, *, keep_details: bool = False
+    ) -> list[Ints]:
+        """Adds the hits of `count` tokens from `fresh` on to their phases; None where they are not finite.
+
+        Returns the rows of the hits that counted, for `count_hits`.
+        """
+        counted = []
+        phases = reading.tokens.phase[fresh : fresh + count]
         where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]
-        hits = self._join(unit.encoded)
-        for phase, state in reading.states.items():
-            chosen = phases == _PHASES[phase]
-            if not chosen.any():
+        for phase in dict.fromkeys(phases):
+            if phase is None or phase not in reading.states:
                 continue
-            reading.read[phase] = reading.read.get(phase, 0) + int(chosen.sum())
+            chosen = np.array([p is phase for p in phases])
+            read = int(np.count_nonzero(chosen))
+            reading.read[phase] = reading.read.get(phase, 0) + read
+            state = reading.states[phase]
             if hits is None:
                 state.finite = False
                 continue
-            part = hits if chosen.all() else _select(hits, chosen)
-            state.add(part, where[chosen])
-            self.observer.hits(np.bincount(part.row, minlength=len(self.pack.latents)))
+            part, places = (hits, where) if read == count else (_select(hits, chosen), where[chosen])
+            state.add(part, places)
+            counted.append(part.row)
             if keep_details:
-                reading.details.setdefault(phase, []).append((part, where[chosen]))
+                reading.details.setdefault(phase, []).append((part, places))
+        return counted
 
-    def _join(self, encoded: Sequence[Encoded]) -> Hits | None:
+    def join(self, encoded: Sequence[Encoded]) -> Hits | None:
         """Hits of all hook points, rows numbered through the pack; None where an activation is not finite."""
         if not all(e.finite for e in encoded):
             return None
@@ -288,9 +305,6 @@ def _problem(reading: Reading, phase: Phase) -> NotAssessed | None:
     if phase in reading.blank:
         return NotAssessed(NotAssessedReason.NOTHING_READ, "only whitespace has been read yet", phase)
     return None
-
-
-_PHASES = {None: 0, Phase.PROMPT: 1, Phase.COMPLETION: 2}
 
 
 def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:

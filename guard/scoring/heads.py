@@ -69,6 +69,11 @@ class HeadSet:
         self._probes: list[bool] = np.any(pack.probe_weights, axis=1).tolist()  # whether a head reads any
         self._probe_weights: Floats = pack.probe_weights.astype(np.float64) / temperature  # [H, P]
         self._bias: Floats = np.array([head.bias for head in self._heads]) / temperature[:, 0]  # [H]
+        lowest = [min((t for t in thresholds[head.name] if t is not None), default=np.inf) for head in self._heads]
+        self._least: Floats = np.array(lowest)  # [H] scores below it call for nothing
+        self._of_domain = {
+            domain: [i for i, head in enumerate(self._heads) if head.domain == domain] for domain in pack.domains
+        }
 
     def new_state(self) -> PhaseState:
         return PhaseState(self._gate, self._probe_weights.shape[1], self._pack.manifest.pooling)
@@ -113,6 +118,25 @@ class HeadSet:
     def _domain(self, domain: str, heads: Sequence[HeadScore | None]) -> DomainVerdict:
         scores = tuple(s for head, s in zip(self._heads, heads, strict=True) if s is not None and head.domain == domain)
         return DomainVerdict(domain, self._decide([(s.score, (s.flag_at, s.block_at)) for s in scores]), scores)
+
+    def actions(self, states: Sequence[PhaseState]) -> list[dict[str, Action]]:
+        """For each state, the domains whose action is more than allow: `verdicts` without the reasons, for many."""
+        pooled = np.stack([state.sums for state in states])  # [S, K]
+        pooled /= np.array([state.divisor for state in states])[:, None]
+        pooled **= self._pack.manifest.pooling.power
+        probes = np.stack([state.pooled_probes() for state in states])  # [S, P]
+        # Not `@`: for a product this small BLAS would wake its threads, and wait for them where cores are busy.
+        logits = np.einsum("sk,hk->sh", pooled, self._weights) + self._bias  # [S, H]
+        logits += np.einsum("sp,hp->sh", probes, self._probe_weights)
+        scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
+        result: list[dict[str, Action]] = [{} for _ in states]
+        for index in np.flatnonzero((scores >= self._least).any(axis=1)):
+            for domain, heads in self._of_domain.items():
+                said = [(float(scores[index, i]), self._thresholds[self._heads[i].name]) for i in heads]
+                action = self._decide(said)
+                if action is not Action.ALLOW:
+                    result[index][domain] = action
+        return result
 
     def token_details(self, state: PhaseState, hits: Hits, where: Ints, domains: Sequence[str]) -> list[TokenDetail]:
         """What each token of a run adds to each head's logit, at the phase's present length."""
