@@ -74,6 +74,9 @@ class TapsConfig(_Section):
     stop: tuple[Literal["prompt", "completion"], ...] = Field(
         ("prompt", "completion"), description="phases whose block ends the generation; [] only says so"
     )
+    least_tokens: int = Field(
+        16, ge=1, description="tokens of a completion before it is judged, unless it ends: heads know whole texts"
+    )
     sessions: int = Field(1024, ge=1, description="open requests at most; rows of one more are passed over")
     wait_seconds: float = Field(10.0, gt=0, description="an announced request without rows for so long is not assessed")
     idle_seconds: float = Field(600.0, gt=0, description="a request without rows for longer is taken as lost")

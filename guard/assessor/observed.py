@@ -193,7 +193,7 @@ class Observed:
 
     def _judge(self, requests: Sequence[Request]) -> None:
         """What each phase that advanced calls for; a block goes to the tap where the settings say so."""
-        asked = [(request, phase) for request in requests for phase in request.to_judge()]
+        asked = [(request, phase) for request in requests for phase in request.to_judge(self._config.least_tokens)]
         if not asked:
             return
         actions = self._pipeline.heads.actions([request.reading.states[phase] for request, phase in asked])
@@ -206,7 +206,7 @@ class Observed:
         fired = request.end(self._pipeline, ended)
         self._pipeline.count_hits(fired)
         self._judge([request])
-        self._finish(request, ended.reason or "stop")
+        self._finish(request, request.finish_reason)
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finish_reason = reason
@@ -286,6 +286,10 @@ class Observed:
         )
         missing = [*plain.not_assessed, *request.missing.values()]
         phases = [_severest(phase, request) for phase in plain.phases]
+        if request.too_short(self._config.least_tokens):
+            phases = [_unjudged(phase) if phase.phase is Phase.COMPLETION else phase for phase in phases]
+            if Phase.COMPLETION not in {why.phase for why in missing}:
+                missing.append(self._too_few(request))
         unread = [p for p in request.missing if p not in request.reading.states]
         phases += [PhaseVerdict(p, Action.NOT_ASSESSED, 0, 0, ()) for p in unread]
         if plain.phases == () and unread:
@@ -297,6 +301,11 @@ class Observed:
             phases=tuple(sorted(phases, key=lambda phase: phase.phase is Phase.COMPLETION)),
             model=request.link.model,
         )
+
+    def _too_few(self, request: Request) -> NotAssessed:
+        read, least = request.reading.read.get(Phase.COMPLETION, 0), self._config.least_tokens
+        detail = f"{read} tokens of the completion have been read, of {least} to judge it by (taps.least_tokens)"
+        return NotAssessed(NotAssessedReason.TOO_FEW_READ, detail, Phase.COMPLETION)
 
     # -- what passes
 
@@ -362,3 +371,9 @@ def _severest(phase: PhaseVerdict, request: Request) -> PhaseVerdict:
     domains = tuple(replace(d, action=worst([d.action, said.get(d.domain, d.action)])) for d in phase.domains)
     gone = [Action.NOT_ASSESSED] if phase.phase in request.missing else []
     return replace(phase, action=worst([phase.action, *(d.action for d in domains), *gone]), domains=domains)
+
+
+def _unjudged(phase: PhaseVerdict) -> PhaseVerdict:
+    """Scores as they are, with no action taken from them."""
+    unknown = tuple(replace(d, action=Action.NOT_ASSESSED) for d in phase.domains)
+    return replace(phase, action=Action.NOT_ASSESSED, domains=unknown)

@@ -122,10 +122,17 @@ class Request:
         reading.held = {Phase.PROMPT: left} if left else {}
         return pipeline.absorb_hits(reading, hits, begin, count)
 
-    def to_judge(self) -> list[Phase]:
-        """Phases that advanced and can be judged: the prompt once it is whole."""
-        whole = self.phase is Phase.COMPLETION
-        advanced = {phase for phase in self._advanced if whole or phase is Phase.COMPLETION}
+    def too_short(self, least_tokens: int) -> bool:
+        """Whether a completion has begun that may go on, with too few tokens scored to say what it will be."""
+        read = self.reading.read.get(Phase.COMPLETION, 0)
+        return not self.finish_reason and Phase.COMPLETION in self.reading.states and read < least_tokens
+
+    def to_judge(self, least_tokens: int) -> list[Phase]:
+        """Phases that advanced and can be judged: a prompt that is whole, a completion that is not too short."""
+        ready = {Phase.PROMPT} if self.phase is Phase.COMPLETION else set[Phase]()
+        if not self.too_short(least_tokens):
+            ready.add(Phase.COMPLETION)
+        advanced = self._advanced & ready
         self._advanced -= advanced
         reading = self.reading
         return [p for p in advanced if p in reading.states and p not in reading.blank and reading.states[p].finite]
@@ -154,6 +161,7 @@ class Request:
 
     def end(self, pipeline: Pipeline, ended: Ended) -> list[Ints]:
         """No more rows come. What was held is read, and what the engine computed beyond is missing."""
+        self.finish_reason = ended.reason or "stop"
         self._turns.flush(self.reading.tokens)
         fired = self._release(pipeline) if self._held else []
         if ended.tokens > self._cursor:

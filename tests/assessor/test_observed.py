@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 
+from guard.config import load_config
 from guard.errors import ConfigError
 from guard.records import Action, CheckOptions, Phase
 from guard.tap.protocol import Ended, Missed, Step
@@ -86,7 +87,7 @@ def test_a_gap_is_not_assessed_and_other_phases_are(assessor, observed, link, be
 
 
 def test_rows_missing_at_the_end_are_missed(assessor, observed, link):
-    request = told(assessor, asked(HARMLESS, "It is done."))
+    request = told(assessor, asked(HARMLESS, HARMLESS))
     tell(link, request, [0, len(request.ids) - 1], end="")
     assert verdict_of(observed, "r").action is Action.ALLOW
     link.take(request.ended("stop"))
@@ -160,6 +161,24 @@ def test_a_block_stops_the_request_until_it_has_ended_and_is_never_taken_back(as
     link.take(request.ended())
     assert not link.stops
     assert verdict_of(observed, "r").action is Action.BLOCK
+
+
+def test_a_completion_is_judged_from_enough_tokens_on_or_at_its_end(assessor, observed, link):
+    # Word by word, the beginning of a harmless text looks like many things: heads are calibrated on whole ones.
+    least = load_config().taps.least_tokens
+    short = told(assessor, asked(HARMLESS, "I will kill the process."), "short")
+    whole = len(short.ids)
+    assert whole - short.prompt_tokens < least
+    for begin in range(whole):
+        link.take(short.step(begin, begin + 1))
+    running = verdict_of(observed, "short")
+    assert (running.action, phase_of(running, Phase.COMPLETION).action) == ("not_assessed", "not_assessed")
+    assert reasons(running) == [("too_few_read", Phase.COMPLETION)]
+    assert not link.stops
+    link.take(short.ended())
+    ended, wanted = verdict_of(observed, "short"), assessor.check(asked(HARMLESS, "I will kill the process."))
+    assert (ended.action, ended.not_assessed) == (wanted.action, ())
+    assert scores(ended) == pytest.approx(scores(wanted), abs=1e-4)
 
 
 @pytest.mark.parametrize(("stop", "stopped"), [([], False), (["completion"], False), (["prompt"], True)])

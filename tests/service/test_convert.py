@@ -35,7 +35,9 @@ SHARED = [
 @pytest.mark.parametrize("name", SHARED)
 def test_records_and_messages_have_the_same_fields(name):
     record = getattr(records, name)
-    fields = getattr(record, "_fields", None) or [field.name for field in dataclasses.fields(record)]  # SpanContribution
+    fields = getattr(record, "_fields", None) or [
+        field.name for field in dataclasses.fields(record)
+    ]  # SpanContribution
     assert {field.name for field in getattr(pb, name).DESCRIPTOR.fields} == set(fields)
 
 

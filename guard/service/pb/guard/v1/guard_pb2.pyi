@@ -45,6 +45,7 @@ class NotAssessedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_ASSESSED_REASON_NO_ROWS: _ClassVar[NotAssessedReason]
     NOT_ASSESSED_REASON_ROWS_MISSING: _ClassVar[NotAssessedReason]
     NOT_ASSESSED_REASON_TAP_LOST: _ClassVar[NotAssessedReason]
+    NOT_ASSESSED_REASON_TOO_FEW_READ: _ClassVar[NotAssessedReason]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -68,6 +69,7 @@ NOT_ASSESSED_REASON_BAD_INPUT: NotAssessedReason
 NOT_ASSESSED_REASON_NO_ROWS: NotAssessedReason
 NOT_ASSESSED_REASON_ROWS_MISSING: NotAssessedReason
 NOT_ASSESSED_REASON_TAP_LOST: NotAssessedReason
+NOT_ASSESSED_REASON_TOO_FEW_READ: NotAssessedReason
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
