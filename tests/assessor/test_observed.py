@@ -87,7 +87,7 @@ def test_a_gap_is_not_assessed_and_other_phases_are(assessor, observed, link, be
 
 
 def test_rows_missing_at_the_end_are_missed(assessor, observed, link):
-    request = told(assessor, asked(HARMLESS, HARMLESS))
+    request = told(assessor, asked(HARMLESS, HARMLESS * 3))
     tell(link, request, [0, len(request.ids) - 1], end="")
     assert verdict_of(observed, "r").action is Action.ALLOW
     link.take(request.ended("stop"))
