@@ -1,0 +1,86 @@
+"""One encode per hook point over all rows of a step, and the cut of what fired into requests."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from guard.kernels.contract import Encoded, Encoder, EncodeRows
+from guard.pack.loader import HookPointRows
+from guard.tap.vllm.fired import Fired
+
+
+def encode_rows(rows: HookPointRows) -> EncodeRows:
+    """A pack's rows as the kernels take them."""
+    return EncodeRows(
+        enc_rows=torch.from_numpy(rows.enc_rows),
+        bias=torch.from_numpy(rows.bias),
+        threshold=torch.from_numpy(rows.threshold),
+        probe_rows=torch.from_numpy(rows.probe_rows),
+        probe_bias=torch.from_numpy(rows.probe_bias),
+    )
+
+
+class BatchEncoder:
+    """Encodes the activations of a step, those of all requests at once."""
+
+    def __init__(self, encoder: Encoder, hook_points: Sequence[HookPointRows]) -> None:
+        self.encoder = encoder
+        self.rows = [encode_rows(point) for point in hook_points]
+        self._offsets = np.cumsum([0, *(len(point.latents) for point in hook_points)])
+
+    @torch.inference_mode()
+    def __call__(
+        self, activations: Sequence[Tensor], ids: NDArray[np.int32], lengths: Sequence[int]
+    ) -> list[Fired]:
+        """`activations` of each hook point `[T, d_model]`, token ids `[T]` and the tokens of each request, which stand
+        one behind the other. What is not finite spoils its own request only."""
+        encoded = [self.encoder(x, rows) for x, rows in zip(activations, self.rows, strict=True)]
+        bounds = np.cumsum([0, *lengths])
+        if all(part.finite for part in encoded):
+            whole = self._join(encoded, ids)
+            return _split(whole, bounds)
+        apart = []
+        for begin, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+            own = [self.encoder(x[begin:end], rows) for x, rows in zip(activations, self.rows, strict=True)]
+            apart.append(self._join(own, ids[begin:end]))
+        return apart
+
+    def _join(self, encoded: Sequence[Encoded], ids: NDArray[np.int32]) -> Fired:
+        finite = all(part.finite for part in encoded)
+        parts = encoded if finite else [_nothing(part) for part in encoded]
+        token = np.concatenate([part.token.numpy() for part in parts])
+        order = np.argsort(token, kind="stable")  # by token, then hook point
+        row = np.concatenate([part.row.numpy() + off for part, off in zip(parts, self._offsets, strict=False)])
+        value = np.concatenate([part.value.numpy() for part in parts])
+        return Fired(
+            ids=ids,
+            token=token[order].astype(np.int32),
+            row=row[order].astype(np.int32),
+            value=value[order].astype(np.float32, copy=False),
+            probe=np.concatenate([part.probe.numpy() for part in encoded], axis=1),
+            finite=finite,
+        )
+
+
+def _nothing(part: Encoded) -> Encoded:
+    empty = torch.empty(0, dtype=torch.long)
+    return Encoded(empty, empty, torch.empty(0), part.probe, finite=False)
+
+
+def _split(whole: Fired, bounds: NDArray[np.int64]) -> list[Fired]:
+    hits = np.searchsorted(whole.token, bounds)
+    return [
+        Fired(
+            whole.ids[begin:end],
+            whole.token[first:last] - begin,
+            whole.row[first:last],
+            whole.value[first:last],
+            whole.probe[begin:end],
+        )
+        for begin, end, first, last in zip(
+            bounds[:-1].tolist(), bounds[1:].tolist(), hits[:-1].tolist(), hits[1:].tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,33 @@
+"""Runs in vLLM's environment: `drive.py JOB OUT` with a job of JSON; its waves of requests run one behind the other.
+
+{"engine": {arguments of vllm.LLM}, "waves": [[{"prompt": [ids], "params": {arguments of SamplingParams}}]]}
+"""
+
+import json
+import sys
+from pathlib import Path
+
+
+def main() -> None:
+    from vllm import LLM, SamplingParams
+
+    job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    llm = LLM(**job["engine"])
+    told = []
+    for wave in job["waves"]:
+        outputs = llm.generate(
+            [{"prompt_token_ids": request["prompt"]} for request in wave],
+            [SamplingParams(**request["params"]) for request in wave],
+            use_tqdm=False,
+        )
+        told.append(
+            [
+                {"id": o.request_id, "ids": list(o.outputs[0].token_ids), "finish": o.outputs[0].finish_reason}
+                for o in outputs
+            ]
+        )
+    Path(sys.argv[2]).write_text(json.dumps(told), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
