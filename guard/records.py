@@ -47,6 +47,9 @@ class NotAssessedReason(StrEnum):
     NOTHING_READ = "nothing_read"  # no token of the caller's text has been read yet
     READER_FAILED = "reader_failed"  # the model or the encoder raised an error
     BAD_INPUT = "bad_input"  # a row of a file that could not be checked
+    NO_ROWS = "no_rows"  # a request was announced, and no tap has brought rows of it
+    ROWS_MISSING = "rows_missing"  # rows of a tapped request never came: of a cached prefix, or dropped on the way
+    TAP_LOST = "tap_lost"  # the tap went away while the request was open
 
 
 @dataclass(frozen=True, slots=True)

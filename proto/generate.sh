@@ -11,6 +11,6 @@ for version in v1; do
     "${PYTHON:-python}" -m grpc_tools.protoc \
         "-I$package/guard/$version=$root/proto/guard/$version" \
         "--python_out=$out" "--pyi_out=$out" "--grpc_python_out=$out" \
-        "$package/guard/$version/guard.proto"
+        "$package/guard/$version/guard.proto" "$package/guard/$version/tap.proto"
     touch "$out/$package/__init__.py" "$out/$package/guard/__init__.py" "$out/$package/guard/$version/__init__.py"
 done

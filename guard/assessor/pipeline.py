@@ -183,10 +183,12 @@ class Pipeline:
         if not all(e.finite for e in encoded):
             return None
         return Hits(
-            token=np.concatenate([e.token.numpy() for e in encoded]),
-            row=np.concatenate([e.row.numpy() + offset for e, offset in zip(encoded, self._row_offsets, strict=False)]),
-            value=np.concatenate([e.value.numpy() for e in encoded]).astype(np.float64),
-            probe=np.concatenate([e.probe.numpy() for e in encoded], axis=1).astype(np.float64),
+            token=np.concatenate([np.asarray(e.token) for e in encoded]),
+            row=np.concatenate(
+                [np.asarray(e.row) + offset for e, offset in zip(encoded, self._row_offsets, strict=False)]
+            ),
+            value=np.concatenate([np.asarray(e.value) for e in encoded]).astype(np.float64),
+            probe=np.concatenate([np.asarray(e.probe) for e in encoded], axis=1).astype(np.float64),
         )
 
     def verdict(

@@ -83,7 +83,7 @@ def _rise(rows: EncodeRows, scale: Tensor | None) -> Tensor:
     """`[K]`."""
     if scale is None:
         return torch.ones(len(rows.enc_rows))
-    rise = scale.double().cpu() - rows.threshold.double().cpu()
+    rise: Tensor = scale.double().cpu() - rows.threshold.double().cpu()
     if not bool((rise > 0).all()):
         row = int((rise <= 0).nonzero()[0])
         raise ValueError(f"scale of row {row}: found {float(scale[row]):g}, expected above its threshold")

@@ -1,10 +1,18 @@
-"""What every encoder takes and gives. The three implementations (reference, CPU, Triton) keep this one contract."""
+"""What every encoder takes and gives. All implementations (reference, CPU, Triton, numpy) keep this one contract.
+
+No torch at run time: where the reader is an exported one there may be none. Arrays are those of the encoder's library,
+torch tensors for all encoders but the numpy one; `np.asarray` reads what any of them gives.
+"""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import torch
-from torch import Tensor
+import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Array = Any  # torch.Tensor or numpy.ndarray, as the encoder takes them
 
 
 @dataclass(frozen=True)
@@ -15,21 +23,21 @@ class EncodeRows:
     most models carry a norm a hundred times that of the others, and would rule any mean over tokens.
     """
 
-    enc_rows: Tensor  # [K, d_model] float32
-    bias: Tensor  # [K]
-    threshold: Tensor  # [K]
-    probe_rows: Tensor  # [P, d_model]
-    probe_bias: Tensor  # [P]
+    enc_rows: Array  # [K, d_model] float32
+    bias: Array  # [K]
+    threshold: Array  # [K]
+    probe_rows: Array  # [P, d_model]
+    probe_bias: Array  # [P]
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What fired, in order of token and then row, and the probes of every token."""
+    """What fired, in order of token and then row, and the probes of every token. All of it on the CPU."""
 
-    token: Tensor  # [N] int64
-    row: Tensor  # [N] int64
-    value: Tensor  # [N] float32, the pre-activation
-    probe: Tensor  # [T, P] float32
+    token: Array  # [N] int64
+    row: Array  # [N] int64
+    value: Array  # [N] float32, the pre-activation
+    probe: Array  # [T, P] float32
     finite: bool  # False where x is not `representable`: then nothing else here may be used
 
 
@@ -38,10 +46,10 @@ class Encoder(Protocol):
 
     name: str
 
-    def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded: ...
+    def __call__(self, x: Array, rows: EncodeRows) -> Encoded: ...
 
 
-def representable(x: Tensor) -> bool:
+def representable(x: "Tensor") -> bool:
     """Whether `x [T, d_model]` is free of NaN, of infinity, and of values whose square or product would overflow.
 
     A token whose sum of squares is finite has a length below 2e19, so no product with a row of a length up to 1e19
@@ -50,23 +58,24 @@ def representable(x: Tensor) -> bool:
     return bool(x.square().sum(dim=1).isfinite().all())
 
 
-def inverse_rms(x: Tensor) -> Tensor:
+def inverse_rms(x: "Tensor") -> "Tensor":
     """`[T, 1]`, one over the root mean square of each token's activations; 0 for a token that is all zeros."""
     square = x.square().mean(dim=1, keepdim=True)
-    return torch.where(square > 0, square.clamp(min=1e-12).rsqrt(), 0.0)
+    return square.clamp(min=1e-12).rsqrt().where(square > 0, 0.0)
 
 
-def rms_normalised(x: Tensor) -> Tensor:
+def rms_normalised(x: "Tensor") -> "Tensor":
     """`[T, d_model]`, each token divided by its root mean square."""
     return x * inverse_rms(x)
 
 
-def check_shape(x: Tensor, rows: EncodeRows) -> None:
+def check_shape(x: Array, rows: EncodeRows) -> None:
     d_model = rows.enc_rows.shape[1]
-    if x.dim() != 2 or x.shape[1] != d_model:
+    if x.ndim != 2 or x.shape[1] != d_model:
         raise ValueError(f"activations: found shape {list(x.shape)}, expected [T, {d_model}]")
 
 
-def not_finite(x: Tensor, rows: EncodeRows) -> Encoded:
-    empty = torch.empty(0, dtype=torch.long)
-    return Encoded(empty, empty, torch.empty(0), torch.full((len(x), len(rows.probe_rows)), torch.nan), finite=False)
+def not_finite(x: Array, rows: EncodeRows) -> Encoded:
+    empty = np.empty(0, dtype=np.int64)
+    unknown = np.full((len(x), len(rows.probe_rows)), np.nan, dtype=np.float32)
+    return Encoded(empty, empty, np.empty(0, dtype=np.float32), unknown, finite=False)

@@ -42,6 +42,9 @@ class NotAssessedReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     NOT_ASSESSED_REASON_NOTHING_READ: _ClassVar[NotAssessedReason]
     NOT_ASSESSED_REASON_READER_FAILED: _ClassVar[NotAssessedReason]
     NOT_ASSESSED_REASON_BAD_INPUT: _ClassVar[NotAssessedReason]
+    NOT_ASSESSED_REASON_NO_ROWS: _ClassVar[NotAssessedReason]
+    NOT_ASSESSED_REASON_ROWS_MISSING: _ClassVar[NotAssessedReason]
+    NOT_ASSESSED_REASON_TAP_LOST: _ClassVar[NotAssessedReason]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -62,6 +65,9 @@ NOT_ASSESSED_REASON_NON_FINITE: NotAssessedReason
 NOT_ASSESSED_REASON_NOTHING_READ: NotAssessedReason
 NOT_ASSESSED_REASON_READER_FAILED: NotAssessedReason
 NOT_ASSESSED_REASON_BAD_INPUT: NotAssessedReason
+NOT_ASSESSED_REASON_NO_ROWS: NotAssessedReason
+NOT_ASSESSED_REASON_ROWS_MISSING: NotAssessedReason
+NOT_ASSESSED_REASON_TAP_LOST: NotAssessedReason
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -140,6 +146,28 @@ class WatchResponse(_message.Message):
     verdict: Verdict
     sequence: int
     def __init__(self, verdict: _Optional[_Union[Verdict, _Mapping]] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class FollowRequest(_message.Message):
+    __slots__ = ("request_id", "options")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    options: CheckOptions
+    def __init__(self, request_id: _Optional[str] = ..., options: _Optional[_Union[CheckOptions, _Mapping]] = ...) -> None: ...
+
+class FollowResponse(_message.Message):
+    __slots__ = ("verdict", "prompt_read", "completion_read", "finished", "finish_reason")
+    VERDICT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_READ_FIELD_NUMBER: _ClassVar[int]
+    COMPLETION_READ_FIELD_NUMBER: _ClassVar[int]
+    FINISHED_FIELD_NUMBER: _ClassVar[int]
+    FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    verdict: Verdict
+    prompt_read: int
+    completion_read: int
+    finished: bool
+    finish_reason: str
+    def __init__(self, verdict: _Optional[_Union[Verdict, _Mapping]] = ..., prompt_read: _Optional[int] = ..., completion_read: _Optional[int] = ..., finished: _Optional[bool] = ..., finish_reason: _Optional[str] = ...) -> None: ...
 
 class Verdict(_message.Message):
     __slots__ = ("request_id", "action", "not_assessed", "phases", "pack", "policy", "model", "timings", "audit_id")

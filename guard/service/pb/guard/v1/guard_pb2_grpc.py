@@ -44,6 +44,11 @@ class GuardServiceStub:
                 request_serializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchRequest.SerializeToString,
                 response_deserializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchResponse.FromString,
                 _registered_method=True)
+        self.Follow = channel.unary_stream(
+                '/guard.v1.GuardService/Follow',
+                request_serializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowRequest.SerializeToString,
+                response_deserializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowResponse.FromString,
+                _registered_method=True)
         self.ListFeatures = channel.unary_unary(
                 '/guard.v1.GuardService/ListFeatures',
                 request_serializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.ListFeaturesRequest.SerializeToString,
@@ -73,6 +78,13 @@ class GuardServiceServicer:
 
     def Watch(self, request_iterator, context):
         """Judges a stream as it goes by: one response for each chunk and for a chat, with the running verdict of all read so far.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Follow(self, request, context):
+        """The running verdict of a request that a tap observes, from its announcement here to its end.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -110,6 +122,11 @@ def add_GuardServiceServicer_to_server(servicer, server):
                     servicer.Watch,
                     request_deserializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchRequest.FromString,
                     response_serializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchResponse.SerializeToString,
+            ),
+            'Follow': grpc.unary_stream_rpc_method_handler(
+                    servicer.Follow,
+                    request_deserializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowRequest.FromString,
+                    response_serializer=guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowResponse.SerializeToString,
             ),
             'ListFeatures': grpc.unary_unary_rpc_method_handler(
                     servicer.ListFeatures,
@@ -181,6 +198,33 @@ class GuardService:
             '/guard.v1.GuardService/Watch',
             guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchRequest.SerializeToString,
             guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.WatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Follow(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/guard.v1.GuardService/Follow',
+            guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowRequest.SerializeToString,
+            guard_dot_service_dot_pb_dot_guard_dot_v1_dot_guard__pb2.FollowResponse.FromString,
             options,
             channel_credentials,
             insecure,
