@@ -1,5 +1,8 @@
-"""What the tap was not made for, found at start. A server that says it is guarded and is not would be worse than none,
-so each of these ends the engine's start with a message that says what to do."""
+"""What the tap was not made for, found at start.
+
+A server that says it is guarded and is not would be worse than none, so each of these ends the engine's start with a
+message that says what to do.
+"""
 
 import re
 from pathlib import Path
@@ -26,6 +29,13 @@ _RUNNER = (  # private to vLLM, so looked for by name
     "sample_tokens",
     "use_aux_hidden_state_outputs",
     "_setup_eagle3_aux_hidden_state_outputs",
+)
+_SIZES = (
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "data_parallel_size",
+    "prefill_context_parallel_size",
+    "decode_context_parallel_size",
 )
 _LAYER = re.compile(r"(?:\w+\.)*layers\.(\d+)")
 _OWN_LAYERS = frozenset({"eagle3", "dflash", "extract_hidden_states"})  # drafters that read auxiliary layers themselves
@@ -60,12 +70,11 @@ def check_engine(config: Any, runner: object, version: str, settings: TapSetting
 
 def _untested(config: Any, version: str) -> list[tuple[str, str]]:
     """What was found and what was expected, of each thing that may work and was never tried."""
-    parallel, found = config.parallel_config, []
-    if version.split("+")[0] not in TESTED:
+    parallel, found = config.parallel_config, list[tuple[str, str]]()
+    if version.partition("+")[0] not in TESTED:
         found.append((f"vLLM {version}", f"a tested version ({', '.join(TESTED)})"))
-    for name in ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"):
-        if getattr(parallel, name, 1) > 1:
-            found.append((f"{name} {getattr(parallel, name)}", "1"))
+    sizes = {name: getattr(parallel, name, 1) for name in _SIZES}
+    found += [(f"{name} {size}", "1") for name, size in sizes.items() if size > 1]
     if config.model_config.quantization is not None:
         found.append((f"quantization {config.model_config.quantization!r}", "weights as they are in the folder"))
     if config.speculative_config is not None and config.scheduler_config.async_scheduling:
@@ -82,7 +91,9 @@ def aux_layers(pack: Pack, layers: int) -> tuple[int, ...]:
     for point in pack.hook_points:
         match = _LAYER.fullmatch(point.name)
         if match is None:
-            raise _refused(f"hook point {point.name!r}", "the outputs of whole layers (model.layers.7): see docs/vllm.md")
+            raise _refused(
+                f"hook point {point.name!r}", "the outputs of whole layers (model.layers.7): see docs/vllm.md"
+            )
         if int(match[1]) >= layers:
             raise _refused(f"hook point {point.name!r} in a model of {layers} layers", f"layers 0 to {layers - 1}")
         numbers.append(int(match[1]) + 1)
@@ -92,8 +103,10 @@ def aux_layers(pack: Pack, layers: int) -> tuple[int, ...]:
 
 
 def note_layers(config: Any, layers: tuple[int, ...], pack_hash: str) -> None:
-    """Writes the layers into the configuration, and with it into the key of compiled graphs: a graph is compiled with
-    its auxiliary outputs, and a pack of other layers in the same folder must not meet the old one."""
+    """Writes the layers into the configuration, and with it into the key of compiled graphs.
+
+    A graph is compiled with its auxiliary outputs: a pack of other layers in the same folder must not meet the old one.
+    """
     own = config.additional_config[KEY]
     config.additional_config = {**config.additional_config, KEY: {**own, "layers": [*layers, pack_hash]}}
 

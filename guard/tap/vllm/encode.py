@@ -32,11 +32,12 @@ class BatchEncoder:
         self._offsets = np.cumsum([0, *(len(point.latents) for point in hook_points)])
 
     @torch.inference_mode()
-    def __call__(
-        self, activations: Sequence[Tensor], ids: NDArray[np.int32], lengths: Sequence[int]
-    ) -> list[Fired]:
-        """`activations` of each hook point `[T, d_model]`, token ids `[T]` and the tokens of each request, which stand
-        one behind the other. What is not finite spoils its own request only."""
+    def __call__(self, activations: Sequence[Tensor], ids: NDArray[np.int32], lengths: Sequence[int]) -> list[Fired]:
+        """What fired in each request: `lengths` are their tokens, which stand one behind the other.
+
+        `activations` are those of each hook point `[T, d_model]`, `ids` the tokens `[T]`. What is not finite spoils its
+        own request only.
+        """
         encoded = [self.encoder(x, rows) for x, rows in zip(activations, self.rows, strict=True)]
         bounds = np.cumsum([0, *lengths])
         if all(part.finite for part in encoded):
@@ -51,23 +52,23 @@ class BatchEncoder:
     def _join(self, encoded: Sequence[Encoded], ids: NDArray[np.int32]) -> Fired:
         finite = all(part.finite for part in encoded)
         parts = encoded if finite else [_nothing(part) for part in encoded]
-        token = np.concatenate([part.token.numpy() for part in parts])
+        token = np.concatenate([np.asarray(part.token) for part in parts])
         order = np.argsort(token, kind="stable")  # by token, then hook point
-        row = np.concatenate([part.row.numpy() + off for part, off in zip(parts, self._offsets, strict=False)])
-        value = np.concatenate([part.value.numpy() for part in parts])
+        row = np.concatenate([np.asarray(part.row) + off for part, off in zip(parts, self._offsets, strict=False)])
+        value = np.concatenate([np.asarray(part.value) for part in parts])
         return Fired(
             ids=ids,
             token=token[order].astype(np.int32),
             row=row[order].astype(np.int32),
             value=value[order].astype(np.float32, copy=False),
-            probe=np.concatenate([part.probe.numpy() for part in encoded], axis=1),
+            probe=np.concatenate([np.asarray(part.probe) for part in encoded], axis=1),
             finite=finite,
         )
 
 
 def _nothing(part: Encoded) -> Encoded:
-    empty = torch.empty(0, dtype=torch.long)
-    return Encoded(empty, empty, torch.empty(0), part.probe, finite=False)
+    empty = np.empty(0, dtype=np.int64)
+    return Encoded(empty, empty, np.empty(0, dtype=np.float32), part.probe, finite=False)
 
 
 def _split(whole: Fired, bounds: NDArray[np.int64]) -> list[Fired]:

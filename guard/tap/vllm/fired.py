@@ -37,8 +37,9 @@ class Fired:
 
     def compact(self) -> "Fired":
         """A copy that holds no view of a larger array alive."""
-        parts = (self.ids, self.token, self.row, self.value, self.probe)
-        return Fired(*(part.copy() for part in parts), finite=self.finite)
+        return Fired(
+            self.ids.copy(), self.token.copy(), self.row.copy(), self.value.copy(), self.probe.copy(), self.finite
+        )
 
 
 def joined(runs: Sequence[Fired]) -> Fired:

@@ -1,8 +1,8 @@
 """Which rows of a request have been told, which wait for a draft to be accepted, and which must come from the store.
 
 The engine computes a request's tokens in any pieces it likes: chunks of a prompt, tokens again after a preemption,
-drafts that are rejected, nothing at all for a cached prefix. The ledger makes of them what the sidecar reads: each token
-once, in order, or the request is missed and stays so.
+drafts that are rejected, nothing at all for a cached prefix. The ledger makes of them what the sidecar reads: each
+token once, in order, or the request is missed and stays so.
 """
 
 from collections.abc import Sequence
@@ -58,7 +58,7 @@ class Ledger:
         Two running requests with one caller's id are both missed: the sidecar could not tell their tokens apart.
         """
         ids = np.asarray(() if prompt is None else prompt, dtype=np.int32)
-        request = self._requests[engine_id] = _Request(caller, ids, shared)
+        self._requests[engine_id] = _Request(caller, ids, shared)
         same = self._callers.setdefault(caller, [])
         same.append(engine_id)
         if refuse:
@@ -85,8 +85,10 @@ class Ledger:
             self._missed.append(Missed(request.caller, detail))
 
     def add(self, engine_id: str, begin: int, fired: Fired, drafts: int = 0) -> None:
-        """Rows computed in this step: the token at position `begin` and those behind it, the last `drafts` of them
-        only proposed. `settle` says how many of these were accepted; else the request's next step does."""
+        """Rows computed in this step, from position `begin` on; the last `drafts` of them are only proposed.
+
+        `settle` says how many of these were accepted; else the request's next step does, by where it begins.
+        """
         request = self._requests[engine_id]
         if request.missed:
             return

@@ -14,8 +14,9 @@ MakeSink = Callable[[TapInfo, TapSettings], Sink]
 
 
 def install(make_sink: MakeSink) -> None:
-    """Called in every process of vLLM, more than once in some. A worker whose engine was started with the setting gets
-    the tap when its runner is there; one without is left alone.
+    """Called in every process of vLLM, more than once in some.
+
+    A worker whose engine was started with the setting gets the tap when its runner is there; any other is left alone.
 
     vLLM swallows an import error of a plugin, so nothing that can fail stands at a module's top; what is refused is
     raised while the worker starts, and ends the engine.
@@ -34,7 +35,7 @@ def install(make_sink: MakeSink) -> None:
             attach(self.worker.model_runner, self.vllm_config, settings, make_sink)
         return result
 
-    init_device.guarded = True  # type: ignore[attr-defined]
+    init_device.guarded = True  # type: ignore[attr-defined]  # a function, which may carry marks
     WorkerWrapperBase.init_device = init_device
 
 

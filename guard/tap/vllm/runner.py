@@ -1,5 +1,7 @@
-"""The tap on one model runner (V1): its methods are wrapped on the instance, so that a worker without the setting runs
-vLLM's own code, untouched."""
+"""The tap on one model runner (V1).
+
+Methods are wrapped on the instance, so that a worker without the setting runs vLLM's own code, untouched.
+"""
 
 import logging
 import time
@@ -23,10 +25,10 @@ _REPORT_SECONDS = 30.0
 
 
 def read_layers(runner: Any, layers: Sequence[int]) -> None:
-    """Makes the model hand out the outputs of `layers` (vLLM's auxiliary numbers), from load_model on: that is before
-    anything is compiled or captured, so the outputs belong to the graphs.
+    """Makes load_model ask the model for the outputs of `layers` (vLLM's auxiliary numbers).
 
-    load_model raises ConfigError for a model that cannot.
+    That is before anything is compiled or captured, so the outputs belong to the graphs. load_model then raises
+    ConfigError for a model that cannot.
     """
 
     def setup() -> None:
@@ -226,11 +228,13 @@ class RunnerTap:
             self._sink.send(step)
 
     def _accepted(self, engine_id: str, sampled: Sequence[int]) -> int:
-        """Drafts accepted in a step that sampled these tokens, the last of which is new; those behind the request's end
-        do not count."""
+        """Drafts accepted in a step that sampled these tokens, the last of which is new.
+
+        Those behind the request's end do not count.
+        """
         request = self._runner.requests[engine_id]
         params, before = request.sampling_params, len(request.output_token_ids) - len(sampled)
-        room = self._runner.max_model_len - request.num_prompt_tokens - before
+        room: int = self._runner.max_model_len - request.num_prompt_tokens - before
         if params.max_tokens is not None:
             room = min(room, params.max_tokens - before)
         ends = _ends(params)

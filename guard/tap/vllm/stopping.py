@@ -11,7 +11,6 @@ import numpy as np
 from torch import Tensor
 
 
-
 def end_token(params: Any, outputs: int) -> int | None:
     """The token that ends the request now, after `outputs` tokens; None where none would.
 

@@ -12,7 +12,7 @@ def main() -> None:
     from vllm import LLM, SamplingParams
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    llm = LLM(**job["engine"])
+    llm = LLM(**job["engine"], disable_log_stats=False)
     told = []
     for wave in job["waves"]:
         outputs = llm.generate(
@@ -26,7 +26,8 @@ def main() -> None:
                 for o in outputs
             ]
         )
-    Path(sys.argv[2]).write_text(json.dumps(told), encoding="utf-8")
+    counters = {metric.name: metric.value for metric in llm.get_metrics() if hasattr(metric, "value")}
+    Path(sys.argv[2]).write_text(json.dumps({"waves": told, "counters": counters}), encoding="utf-8")
 
 
 if __name__ == "__main__":
