@@ -59,6 +59,19 @@ class SessionsConfig(_Section):
     idle_seconds: float = Field(300.0, gt=0, description="a stream idle for longer is closed")
 
 
+class TapsConfig(_Section):
+    """Requests of served models, as taps observe them; `server.taps` says where taps connect."""
+
+    stop: tuple[Literal["prompt", "completion"], ...] = Field(
+        ("prompt", "completion"), description="phases whose block ends the generation; [] only says so"
+    )
+    sessions: int = Field(1024, ge=1, description="open requests at most; rows of one more are passed over")
+    wait_seconds: float = Field(10.0, gt=0, description="an announced request without rows for so long is not assessed")
+    idle_seconds: float = Field(600.0, gt=0, description="a request without rows for longer is taken as lost")
+    keep_seconds: float = Field(60.0, ge=0, description="time for which an ended request can still be followed")
+    allow_untested: bool = Field(False, description="accept taps of engine versions that no test ran with")
+
+
 class LimitsConfig(_Section):
     text_bytes: int = Field(1_048_576, ge=1, description="UTF-8 bytes of one request's text, at most")
     messages: int = Field(1024, ge=1, description="messages of one chat, at most")
@@ -72,6 +85,7 @@ class ServerConfig(_Section):
     listen: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
         ("127.0.0.1:50051",), min_length=1, description="addresses: host:port, or unix:/path for a unix socket"
     )
+    taps: str = Field("", description="where taps connect, best a unix socket; callers must not reach it; empty: none")
     metrics: str = Field("127.0.0.1:9464", description="host:port of /metrics; empty turns it off")
     latent_metrics: bool = Field(True, description="count hits by latent (as many series as the pack has latents)")
     tls_certificate: Path | None = Field(None, description="PEM file of the server's certificate chain")
@@ -94,6 +108,7 @@ class GuardConfig(_Section):
     reader: ReaderConfig = ReaderConfig()
     encode: EncodeConfig = EncodeConfig()
     sessions: SessionsConfig = SessionsConfig()
+    taps: TapsConfig = TapsConfig()
     limits: LimitsConfig = LimitsConfig()
     policy: PolicyConfig = PolicyConfig()
     server: ServerConfig = ServerConfig()

@@ -2,11 +2,13 @@
 
     text -> tokens -> windows -> reader -> encode -> phase state -> heads -> policy -> verdict
 
-`pipeline` wires the rooms together, `core` admits checks from many threads, `session` is one stream.
+`pipeline` wires the rooms together, `core` admits checks from many threads, `session` is one stream. What taps see
+of served models comes in by `observed`, and joins at the phase state.
 """
 
 from guard.assessor.core import Assessor
+from guard.assessor.local import LocalSink
 from guard.assessor.observer import Observer
 from guard.assessor.session import Session
 
-__all__ = ["Assessor", "Observer", "Session"]
+__all__ = ["Assessor", "LocalSink", "Observer", "Session"]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from guard.assessor.limits import check_input, chosen_domains
+from guard.assessor.observed import Observed
 from guard.assessor.observer import Observer
 from guard.assessor.pipeline import Pipeline, Reading, Unit
 from guard.assessor.session import Session
@@ -36,6 +37,7 @@ class Assessor:
         )
         self._warm_up()
         self.observer = observer
+        self.observed = Observed(pipeline, config)
 
     @property
     def observer(self) -> Observer:

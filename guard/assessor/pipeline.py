@@ -161,9 +161,23 @@ class Pipeline:
 
     def _absorb(self, reading: Reading, unit: Unit, fresh: int, *, keep_details: bool) -> None:
         count = len(unit.encoded[0].probe) if unit.encoded else 0
+        hits = self._join(unit.encoded)
+        self.count_hits(self.absorb_hits(reading, hits, fresh, count, keep_details=keep_details))
+
+    def count_hits(self, rows: Sequence[Ints]) -> None:
+        if rows:
+            self.observer.hits(np.bincount(np.concatenate(rows), minlength=len(self.pack.latents)).tolist())
+
+    def absorb_hits(
+        self, reading: Reading, hits: Hits | None, fresh: int, count: int, *, keep_details: bool = False
+    ) -> list[Ints]:
+        """Adds the hits of `count` tokens from `fresh` on to their phases; None where they are not finite.
+
+        Returns the rows of the hits that counted, for `count_hits`.
+        """
+        counted = []
         phases = np.array([_PHASES[p] for p in reading.tokens.phase[fresh : fresh + count]])  # [T]
         where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]
-        hits = self._join(unit.encoded)
         for phase, state in reading.states.items():
             chosen = phases == _PHASES[phase]
             if not chosen.any():
@@ -174,9 +188,10 @@ class Pipeline:
                 continue
             part = hits if chosen.all() else _select(hits, chosen)
             state.add(part, where[chosen])
-            self.observer.hits(np.bincount(part.row, minlength=len(self.pack.latents)).tolist())
+            counted.append(part.row)
             if keep_details:
                 reading.details.setdefault(phase, []).append((part, where[chosen]))
+        return counted
 
     def _join(self, encoded: Sequence[Encoded]) -> Hits | None:
         """Hits of all hook points, rows numbered through the pack; None where an activation is not finite."""

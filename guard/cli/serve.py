@@ -21,6 +21,7 @@ stop."""
 
 GRPC = "gRPC listens on"
 METRICS = "metrics on"
+TAPS = "taps connect to"
 
 
 def register(app: typer.Typer) -> None:
@@ -35,6 +36,10 @@ def serve(
     metrics: Annotated[
         str | None, typer.Option("--metrics", metavar="HOST:PORT", help="Where /metrics listens; '' turns it off.")
     ] = None,
+    taps: Annotated[
+        str | None,
+        typer.Option("--taps", metavar="unix:/PATH|HOST:PORT", help="Where taps of served models connect."),
+    ] = None,
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
@@ -43,7 +48,7 @@ def serve(
 
     The API is guard.v1.GuardService; reflection is on. Ends in order on a signal.
     """
-    settings = options.settings(config, set_, pack, listen=listen or None, metrics=metrics)
+    settings = options.settings(config, set_, pack, listen=listen or None, metrics=metrics, taps=taps)
     import structlog
 
     from guard.cli.weights import report
@@ -56,5 +61,7 @@ def serve(
 def _say(bound: "Addresses") -> None:
     for address in bound.grpc:
         print(f"{GRPC} {address}")
+    if bound.taps:
+        print(f"{TAPS} {bound.taps}")
     print(f"{METRICS} http://{bound.metrics}/metrics" if bound.metrics else f"{METRICS} no address (server.metrics)")
     print("serving; Ctrl-C stops", flush=True)

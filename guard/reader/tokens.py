@@ -19,6 +19,12 @@ from guard.records import Message
 
 Span = tuple[int, int]
 
+# Byte-level vocabularies write each byte as one printable character: most as the character of that number, the others
+# as those from U+0100 on.
+_PRINTABLE = (*range(33, 127), *range(161, 173), *range(174, 256))
+_OTHERS = [byte for byte in range(256) if byte not in _PRINTABLE]
+_BYTES = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + place): byte for place, byte in enumerate(_OTHERS)}
+
 _TAIL = 16  # tokens at the end of a long word that may yet change; 4 is the most that was ever seen to
 
 
@@ -126,6 +132,32 @@ class TextTokenizer:
             kept -= 1
         if kept > 0:
             yield kept
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Ids of the control tokens, which no text is made of."""
+        return frozenset(number for number, token in self._control.get_added_tokens_decoder().items() if token.special)
+
+    def token_bytes(self, number: int) -> bytes:
+        """What a token that is not special writes; nothing for a number that no token has."""
+        token = self._control.id_to_token(number)
+        if token is None:
+            return b""
+        if number in self._added:
+            return token.encode()
+        if self._byte_level:
+            return bytes(_BYTES[character] for character in token if character in _BYTES)
+        if len(token) == len("<0x00>") and token.startswith("<0x"):  # how other vocabularies write a byte
+            return bytes.fromhex(token[3:5])
+        return token.replace("\u2581", " ").encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._control.get_added_tokens_decoder())
+
+    @cached_property
+    def _byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self._control.to_str())["decoder"])
 
     def _scaffold(self, text: str) -> Piece:
         ids = self._control.encode(text, add_special_tokens=False).ids if text else []

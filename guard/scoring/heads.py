@@ -53,6 +53,11 @@ class HeadSet:
         self._weights: Floats = pack.head_weights.astype(np.float64) / temperature  # [H, K]
         self._probe_weights: Floats = pack.probe_weights.astype(np.float64) / temperature  # [H, P]
         self._bias: Floats = np.array([head.bias for head in self._heads]) / temperature[:, 0]  # [H]
+        lowest = [min((t for t in thresholds[head.name] if t is not None), default=np.inf) for head in self._heads]
+        self._least: Floats = np.array(lowest)  # [H] scores below it call for nothing
+        self._of_domain = {
+            domain: [i for i, head in enumerate(self._heads) if head.domain == domain] for domain in pack.domains
+        }
 
     def new_state(self) -> PhaseState:
         return PhaseState(self._gate, self._probe_weights.shape[1], self._pack.manifest.pooling)
@@ -63,14 +68,30 @@ class HeadSet:
         probe_parts = self._probe_weights @ state.pooled_probes()  # [H]
         result = []
         for domain in domains:
-            indices = [i for i, head in enumerate(self._heads) if head.domain == domain]
             scores = tuple(
                 self._score(state, self._heads[i], i, latent_parts[i], float(probe_parts[i]), attributions)
-                for i in indices
+                for i in self._of_domain[domain]
             )
             action = self._decide([(s.score, (s.flag_at, s.block_at)) for s in scores])
             result.append(DomainVerdict(domain=domain, action=action, heads=scores))
         return tuple(result)
+
+    def actions(self, states: Sequence[PhaseState]) -> list[dict[str, Action]]:
+        """For each state, the domains whose action is more than allow: `verdicts` without the reasons, for many."""
+        pooled = np.stack([state.sums for state in states])  # [S, K]
+        pooled /= np.array([state.divisor for state in states])[:, None]
+        pooled **= self._pack.manifest.pooling.power
+        logits = pooled @ self._weights.T + self._bias  # [S, H]
+        logits += np.stack([state.pooled_probes() for state in states]) @ self._probe_weights.T
+        scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
+        result: list[dict[str, Action]] = [{} for _ in states]
+        for index in np.flatnonzero((scores >= self._least).any(axis=1)):
+            for domain, heads in self._of_domain.items():
+                said = [(float(scores[index, i]), self._thresholds[self._heads[i].name]) for i in heads]
+                action = self._decide(said)
+                if action is not Action.ALLOW:
+                    result[index][domain] = action
+        return result
 
     def token_details(self, state: PhaseState, hits: Hits, where: Ints, domains: Sequence[str]) -> list[TokenDetail]:
         """What each token of a run adds to each head's logit, at the phase's present length."""

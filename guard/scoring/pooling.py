@@ -16,6 +16,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SPANS_KEPT = 8  # tokens remembered for each latent, the strongest ones
+_UNSORTED = 2048  # hits that may wait to be sorted in among the strongest ones: sorting at every token costs most of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +64,11 @@ class PhaseState:
         self.peak = np.zeros(len(gate.scale))  # [K] in units of scale
         self.probe_sums = np.zeros(probes)  # [P]
         # the strongest hits: row, strength, and where the token stands
-        self.kept_row: Ints = np.zeros(0, dtype=np.int64)
-        self.kept_strength: Floats = np.zeros(0)
-        self.kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
+        self._kept_row: Ints = np.zeros(0, dtype=np.int64)
+        self._kept_strength: Floats = np.zeros(0)
+        self._kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
+        self._unsorted: list[tuple[Ints, Floats, Ints]] = []
+        self._unsorted_hits = 0
 
     def add(self, hits: Hits, where: Ints) -> None:
         """`where [T, 3]`: start, end and message of each token of the run.
@@ -83,13 +86,27 @@ class PhaseState:
         self.sums += np.bincount(hits.row, weights=strengths, minlength=len(self.sums))
         self.counts += np.bincount(hits.row, minlength=len(self.sums))
         np.maximum.at(self.peak, hits.row, hits.value / self._gate.scale[hits.row])
-        row = np.concatenate([self.kept_row, hits.row])
-        strengths = np.concatenate([self.kept_strength, strengths])
-        places = np.concatenate([self.kept_where, where[hits.token]])
+        self._unsorted.append((hits.row, strengths, where[hits.token]))
+        self._unsorted_hits += len(hits.row)
+        if self._unsorted_hits > _UNSORTED:
+            self._sort_in()
+
+    def _sort_in(self) -> None:
+        if not self._unsorted:
+            return
+        parts = zip((self._kept_row, self._kept_strength, self._kept_where), *self._unsorted, strict=True)
+        row, strengths, places = (np.concatenate(part) for part in parts)
+        self._unsorted, self._unsorted_hits = [], 0
         order = np.lexsort((-strengths, row))  # by row, the strongest first; stable, so earlier tokens win ties
         first = np.searchsorted(row[order], row[order], side="left")
         kept = order[np.arange(len(order)) - first < SPANS_KEPT]
-        self.kept_row, self.kept_strength, self.kept_where = row[kept], strengths[kept], places[kept]
+        self._kept_row, self._kept_strength, self._kept_where = row[kept], strengths[kept], places[kept]
+
+    @property
+    def kept_row(self) -> Ints:
+        """Rows of the strongest hits, in their order."""
+        self._sort_in()
+        return self._kept_row
 
     @property
     def divisor(self) -> float:
@@ -111,5 +128,5 @@ class PhaseState:
 
     def hits_of(self, row: int) -> tuple[Floats, Ints]:
         """Strength `[n]` and place `[n, 3]` of the strongest hits of one latent."""
-        begin, end = np.searchsorted(self.kept_row, (row, row + 1))  # kept hits stand in the order of their rows
-        return self.kept_strength[begin:end], self.kept_where[begin:end]
+        begin, end = np.searchsorted(self.kept_row, (row, row + 1))
+        return self._kept_strength[begin:end], self._kept_where[begin:end]

@@ -14,24 +14,24 @@ import grpc
 from guard.config import ServerConfig
 from guard.errors import ConfigError
 
+_UNIX = ("server.listen", "server.taps")  # what may be a unix socket
 _HOST_PORT = re.compile(r"(\[[0-9a-fA-F:.%]+\]|[^:\[\]/\s]+):(\d{1,5})")
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a server listens, with the ports that were found for port 0. `metrics` is empty where it is off."""
+    """Where a server listens, with the ports that were found for port 0. What is off is empty."""
 
     grpc: tuple[str, ...]
     metrics: str
+    taps: str = ""
 
 
 def split_host_port(key: str, address: str) -> tuple[str, int]:
     """`127.0.0.1:80` or `[::1]:80`; brackets are taken off. Raises ConfigError naming `key`."""
     match = _HOST_PORT.fullmatch(address)
     if match is None or int(match[2]) > 65535:
-        raise ConfigError(
-            f"{key}: found {address!r}, expected host:port" + (" or unix:/path" * (key == "server.listen"))
-        )
+        raise ConfigError(f"{key}: found {address!r}, expected host:port" + (" or unix:/path" * (key in _UNIX)))
     return match[1].strip("[]"), int(match[2])
 
 
@@ -39,16 +39,16 @@ def unix_path(address: str) -> Path | None:
     return Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
 
 
-def clear_stale_socket(address: str, path: Path) -> None:
+def clear_stale_socket(address: str, path: Path, key: str = "server.listen") -> None:
     """grpc deletes whatever socket it finds, a living server's too: so look first. Raises ConfigError."""
     try:
         found = path.lstat()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise ConfigError(f"server.listen: {address}: {error.strerror}") from None
+        raise ConfigError(f"{key}: {address}: {error.strerror}") from None
     if not stat.S_ISSOCK(found.st_mode):
-        raise ConfigError(f"server.listen: {address}: found a file that is no socket")
+        raise ConfigError(f"{key}: {address}: found a file that is no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(1)
         try:
@@ -57,26 +57,27 @@ def clear_stale_socket(address: str, path: Path) -> None:
             path.unlink(missing_ok=True)
             return
         except OSError as error:
-            raise ConfigError(f"server.listen: {address}: {error.strerror or error}") from None
-    raise ConfigError(f"server.listen: {address}: Address already in use")
+            raise ConfigError(f"{key}: {address}: {error.strerror or error}") from None
+    raise ConfigError(f"{key}: {address}: Address already in use")
 
 
 def check_server(server: ServerConfig) -> None:
     """Raises ConfigError for an address that cannot be listened on, and for TLS files that cannot be used."""
     credentials(server)
-    for address in server.listen:
+    taps = [("server.taps", server.taps)] if server.taps else []
+    for key, address in [*(("server.listen", address) for address in server.listen), *taps]:
         path = unix_path(address)
         if path is not None:
-            clear_stale_socket(address, path)
-        if reason := why_not("server.listen", address):
-            raise ConfigError(f"server.listen: {address}: {reason}")
+            clear_stale_socket(address, path, key)
+        if reason := why_not(key, address):
+            raise ConfigError(f"{key}: {address}: {reason}")
     if server.metrics and (reason := why_not("server.metrics", server.metrics)):
         raise ConfigError(f"server.metrics: {server.metrics}: {reason}")
 
 
 def why_not(key: str, address: str) -> str:
     """The reason why nothing can listen there; empty where something can. Raises ConfigError naming `key`."""
-    path = unix_path(address) if key == "server.listen" else None
+    path = unix_path(address) if key in _UNIX else None
     if path is not None:
         if not path.parent.is_dir():
             return f"no such folder: {path.parent}"

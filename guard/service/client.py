@@ -20,6 +20,16 @@ _Stub: Any = guard_pb2_grpc.GuardServiceStub
 
 
 @dataclass(frozen=True, slots=True)
+class Followed:
+    """A tapped request so far; `verdict` is None where only the counts have advanced since the one before."""
+
+    verdict: Verdict | None
+    prompt_read: int
+    completion_read: int
+    finish_reason: str  # empty until the last one
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a stream; `last` ends its phase."""
 
@@ -124,6 +134,21 @@ class GuardClient:
             raise errors.from_rpc_error(error) from None
         finally:
             call.cancel()  # a caller that stops early frees the stream
+
+    def follow(self, request_id: str, *, options: CheckOptions | None = None) -> Iterator[Followed]:
+        """A request that a tap observes, as it goes, up to its end. May be called before the request begins."""
+        asked = options or CheckOptions()
+        with _sendable("options"):
+            request = pb.FollowRequest(request_id=request_id, options=convert.options_to_proto(asked))
+        call = self._stub.Follow(request)
+        try:
+            for response in call:
+                verdict = convert.verdict_from_proto(response.verdict) if response.HasField("verdict") else None
+                yield Followed(verdict, response.prompt_read, response.completion_read, response.finish_reason)
+        except grpc.RpcError as error:
+            raise errors.from_rpc_error(error) from None
+        finally:
+            call.cancel()
 
     def features(self, *, domain: str = "", subdomain: str = "", hook_point: str = "") -> Iterator[Feature]:
         """The pack's latents, page by page; empty filters let everything through."""

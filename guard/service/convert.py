@@ -6,6 +6,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
+from guard.assessor.observed import Progress
 from guard.errors import InvalidInput
 from guard.pack.manifest import Manifest
 from guard.records import (
@@ -230,6 +231,16 @@ def _head_from_proto(head: pb.HeadScore) -> HeadScore:
             )
             for a in head.attributions
         ),
+    )
+
+
+def progress_to_proto(progress: Progress) -> pb.FollowResponse:
+    return pb.FollowResponse(
+        verdict=verdict_to_proto(progress.verdict) if progress.verdict else None,
+        prompt_read=progress.prompt_read,
+        completion_read=progress.completion_read,
+        finished=bool(progress.finish_reason),
+        finish_reason=progress.finish_reason,
     )
 
 

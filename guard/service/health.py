@@ -6,6 +6,7 @@ from typing import Any
 from grpc_health.v1 import health, health_pb2
 
 LIVENESS = "liveness"
+TAPS = "taps"
 
 
 class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library ships no types
@@ -19,6 +20,11 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]  # the library sh
     async def serving(self) -> None:
         for component in (*self._components, LIVENESS):
             await self.set(component, health_pb2.HealthCheckResponse.SERVING)
+
+    async def one(self, component: str, *, serving: bool) -> None:
+        """A component that comes and goes while the others stand."""
+        status = health_pb2.HealthCheckResponse
+        await self.set(component, status.SERVING if serving else status.NOT_SERVING)
 
     async def draining(self) -> None:
         for component in self._components:

@@ -2,7 +2,7 @@
 
 | metric | type | labels | meaning |
 |---|---|---|---|
-| `guard_requests_total` | counter | method, phase, action | phases of checks, and of ended streams by severest action |
+| `guard_requests_total` | counter | method, phase, action | phases of checks; of ended streams by severest action |
 | `guard_chunks_total` | counter | phase, action | running verdicts of streams, by the phase of the chunk |
 | `guard_domain_actions_total` | counter | domain, phase, action | what each domain came to; requests counted as above |
 | `guard_score` | histogram | domain, head | scores, 0 to 1; requests counted as above |
@@ -17,6 +17,12 @@
 | `guard_tokens_total` | counter | | tokens read by the model, context of later windows included |
 | `guard_queue_depth` | gauge | | requests that wait or are being read |
 | `guard_open_sessions` | gauge | | open streams |
+| `guard_tap_connections` | gauge | engine | taps connected |
+| `guard_tap_requests` | gauge | engine | open requests that taps observe |
+| `guard_tap_steps_total` | counter | engine | steps of engines that taps brought |
+| `guard_tap_rows_total` | counter | engine | runs of rows in them, one for each request of a step |
+| `guard_tap_tokens_total` | counter | engine | tokens observed |
+| `guard_tap_dropped_total` | counter | engine | steps that taps could not hand over |
 | `guard_pack_info` | info | id, version, hash | the pack; always 1 |
 | `guard_model_info` | info | fingerprint, verified, dtype, encode_backend | the model that reads; always 1 |
 | `guard_policy_info` | info | version, hash | the policy; always 1 |
@@ -72,6 +78,12 @@ class Metrics(Observer):
         self._tokens = counter("tokens", "Tokens read by the model.")
         gauge("queue_depth", "Requests that wait or are being read.", lambda: assessor.queue_depth)
         gauge("open_sessions", "Open streams.", lambda: assessor.open_sessions)
+        self._tap_connections = Gauge("guard_tap_connections", "Taps connected.", ("engine",), registry=registry)
+        self._tap_requests = Gauge("guard_tap_requests", "Open observed requests.", ("engine",), registry=registry)
+        self._tap_steps = counter("tap_steps", "Steps of engines.", "engine")
+        self._tap_rows = counter("tap_rows", "Runs of rows.", "engine")
+        self._tap_tokens = counter("tap_tokens", "Tokens observed.", "engine")
+        self._tap_dropped = counter("tap_dropped", "Steps that taps could not hand over.", "engine")
         pack, policy, model = assessor.pack.info, assessor.policy, assessor.model
         info("pack", "The pack.", id=pack.id, version=pack.version, hash=pack.hash)
         info(
@@ -93,6 +105,8 @@ class Metrics(Observer):
         ]
 
     def verdict(self, verdict: Verdict, method: str) -> None:
+        if method == "observe":  # counted at the request's end: meanwhile nobody may ask for a verdict, or many may
+            return
         for stage, seconds in verdict.timings.items():
             self._stage_seconds.labels(stage).observe(seconds)
         if method == "check":
@@ -126,6 +140,22 @@ class Metrics(Observer):
         self._tokens.inc(tokens)
         for stage, taken in seconds.items():
             self._batch_seconds.labels(stage).observe(taken)
+
+    def tap_step(self, engine: str, rows: int, tokens: int, dropped: int) -> None:
+        for metric, count in (
+            (self._tap_steps, 1),
+            (self._tap_rows, rows),
+            (self._tap_tokens, tokens),
+            (self._tap_dropped, dropped),
+        ):
+            metric.labels(engine).inc(count)
+
+    def taps(self, engine: str, connected: int, requests: int) -> None:
+        self._tap_connections.labels(engine).set(connected)
+        self._tap_requests.labels(engine).set(requests)
+
+    def ended(self, verdict: Verdict) -> None:
+        self.judged(verdict, "observe")
 
     def call(self, method: str, code: str, seconds: float) -> None:
         self._request_seconds.labels(method, code).observe(seconds)

@@ -27,9 +27,11 @@ from guard.service.addresses import (
     unix_path,
     why_not,
 )
-from guard.service.health import Health
+from guard.service.health import TAPS, Health
 from guard.service.metrics import Metrics
 from guard.service.servicer import SERVICE, GuardServicer
+from guard.service.taps import TapServicer
+from guard.service.wire import SERVICE as TAP_SERVICE
 
 READINESS = "readiness"
 
@@ -52,6 +54,8 @@ class Server:
         self._grpc = grpc.aio.server(
             options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", min(longest, (1 << 31) - 1))]
         )
+        self._taps: TapServicer | None = None
+        self._tap_grpc: Any = None
 
     async def start(self) -> Addresses:
         """Raises ConfigError naming the address that cannot be listened on, or the TLS file that cannot be used."""
@@ -68,25 +72,46 @@ class Server:
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._grpc)
         check_server(self._config.server)
         tls = credentials(self._config.server)
-        listening = tuple(self._listen(address, tls) for address in self._config.server.listen)
+        listening = tuple(self._listen(self._grpc, "server.listen", a, tls) for a in self._config.server.listen)
+        tapped = await self._listen_for_taps(self._config.server.taps)
         scraped = self._listen_for_scrapes(self._config.server.metrics)
         self._assessor.observer = self.metrics
         await self._health.serving()
         await self._grpc.start()
-        return Addresses(listening, scraped)
+        return Addresses(listening, scraped, tapped)
 
-    def _listen(self, address: str, tls: Any) -> str:
+    async def _listen_for_taps(self, address: str) -> str:
+        """Taps are trusted and callers are not: a server of its own, which callers cannot reach."""
+        if not address:
+            return ""
+        observed, loop = self._assessor.observed, asyncio.get_running_loop()
+        self._taps = TapServicer(observed)
+        self._tap_grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        self._tap_grpc.add_registered_method_handlers(TAP_SERVICE.full_name, self._taps.handlers())
+        bound = self._listen(self._tap_grpc, "server.taps", address, None)
+
+        def trouble(what: str) -> None:  # on the thread that reads the taps
+            if what:
+                _log.warning("taps are not serving", reason=what)
+            asyncio.run_coroutine_threadsafe(self._health.one(TAPS, serving=not what), loop)
+
+        observed.on_trouble = trouble
+        await self._health.one(TAPS, serving=True)
+        await self._tap_grpc.start()
+        return bound
+
+    def _listen(self, server: Any, key: str, address: str, tls: Any) -> str:
         path = unix_path(address)
         host = ""
         if path is not None:
-            clear_stale_socket(address, path)
+            clear_stale_socket(address, path, key)
         else:
-            host, _ = split_host_port("server.listen", address)
+            host, _ = split_host_port(key, address)
         try:
-            port = self._grpc.add_secure_port(address, tls) if tls else self._grpc.add_insecure_port(address)
+            port = server.add_secure_port(address, tls) if tls else server.add_insecure_port(address)
         except RuntimeError:
-            reason = why_not("server.listen", address) or "cannot listen there"
-            raise ConfigError(f"server.listen: {address}: {reason}") from None
+            reason = why_not(key, address) or "cannot listen there"
+            raise ConfigError(f"{key}: {address}: {reason}") from None
         if path is not None:
             self._sockets[path] = path.stat().st_ino
             return address
@@ -115,6 +140,11 @@ class Server:
             await asyncio.wait_for(self._servicer.idle.wait(), grace / 2)
         self._health.end_watches()
         await self._grpc.stop(max(0.0, ends - time.monotonic()))
+        if self._tap_grpc is not None and self._taps is not None:
+            await self._health.one(TAPS, serving=False)
+            self._assessor.observed.on_trouble = lambda _: None
+            await self._tap_grpc.stop(0)
+            await asyncio.to_thread(self._taps.close)
         if self._assessor.observer is self.metrics:
             self._assessor.observer = self._observer_before
         if self._scrapes is not None:

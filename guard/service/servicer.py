@@ -20,6 +20,7 @@ from guard.assessor import Assessor, Session
 from guard.errors import GuardError, InvalidInput
 from guard.records import CheckOptions, Phase, Verdict
 from guard.service import convert, errors
+from guard.service.following import following
 from guard.service.metrics import Metrics
 from guard.service.outcome import Outcome
 from guard.service.pb.guard.v1 import guard_pb2 as pb
@@ -58,6 +59,7 @@ class GuardServicer:
             name: grpc.unary_unary_rpc_method_handler(self._unary(name, answer), **_codec(name))
             for name, answer in unary.items()
         }
+        found["Follow"] = grpc.unary_stream_rpc_method_handler(self._follow, **_codec("Follow"))
         found["Watch"] = grpc.stream_stream_rpc_method_handler(self._watch, **_codec("Watch"))
         return found
 
@@ -95,6 +97,17 @@ class GuardServicer:
                     session.close()
                 if judged is not None:
                     self._metrics.judged(judged, "watch")
+
+    async def _follow(self, received: Any, context: Any) -> None:
+        async with self._call("Follow", context):
+            request: pb.FollowRequest = _wellformed(received)
+            if not request.request_id:
+                raise InvalidInput("request_id: found none, expected the request's own", reason="INVALID_OPTION")
+            if request.options.token_detail:
+                raise InvalidInput("token_detail: cannot be had of a tapped request", reason="INVALID_OPTION")
+            options = convert.options_from_proto(request.options, request.request_id)
+            async for progress in following(self._assessor, options):
+                await context.write(convert.progress_to_proto(progress))
 
     async def _list_features(self, request: pb.ListFeaturesRequest) -> pb.ListFeaturesResponse:
         if request.page_size < 0:

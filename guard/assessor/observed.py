@@ -1,0 +1,364 @@
+"""Requests of served models as taps observe them: rows in, running verdicts out.
+
+A request is made by its rows alone, or announced before by somebody who follows it. Its tokens are read in the order of
+their positions; rows that are there already are passed over, and where some are left out the phase is not assessed from
+there on. Everything behind a hit is what reader mode uses: phase states, heads, policy.
+"""
+
+import logging
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from guard.assessor.observing import Request
+from guard.assessor.pipeline import Pipeline
+from guard.config import GuardConfig
+from guard.errors import ConfigError
+from guard.reader.turns import Template
+from guard.records import (
+    Action,
+    CheckOptions,
+    ModelInfo,
+    NotAssessed,
+    NotAssessedReason,
+    Phase,
+    PhaseVerdict,
+    Verdict,
+    worst,
+)
+from guard.scoring.pooling import Ints
+from guard.tap.protocol import Ended, Rows, Step, TapInfo
+
+_log = logging.getLogger("guard.tap")
+
+TESTED = {"transformers": ("5.",), "vllm": ("0.32.",)}  # how the versions begin that tests ran with
+_SWEEP_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far an observed request has come. Two that are equal in `version` say the same."""
+
+    version: int
+    changes: int  # of its actions
+    prompt_read: int
+    completion_read: int
+    finish_reason: str  # empty while it is open
+    verdict: Verdict | None  # None where it was not asked for
+
+
+class Observed:
+    """All requests that taps observe. Any thread may call any method."""
+
+    def __init__(self, pipeline: Pipeline, config: GuardConfig) -> None:
+        self._pipeline, self._config = pipeline, config.taps
+        self._allow_unverified = config.reader.allow_unverified
+        self._requests: dict[str, Request] = {}  # open
+        self._ended: OrderedDict[str, Request] = OrderedDict()  # by the time of their end
+        self._links: set[Link] = set()
+        self._followers: dict[str, set[Callable[[], None]]] = {}
+        self._lock = threading.RLock()
+        self._swept = time.monotonic()
+        self.trouble = ""  # why the taps are not serving; empty where they are
+        self._trouble_since = 0.0
+        self._trouble_announced = False
+        self.on_trouble: Callable[[str], None] = lambda _: None
+
+    @cached_property
+    def template(self) -> Template:
+        return Template(self._pipeline.tokenizer)
+
+    # -- taps
+
+    def connect(self, info: TapInfo) -> "Link":
+        """Raises ConfigError, with what to do, for a tap whose pack, hook points, model or engine do not fit."""
+        try:
+            self._check(info)
+        except ConfigError as error:
+            with self._lock:
+                self._trouble(f"a tap was refused: {error}")
+            raise
+        verified = info.model == self._pipeline.pack.manifest.model.weights
+        link = Link(self, info, ModelInfo(info.model, verified))
+        with self._lock:
+            self._links.add(link)
+            self._report(info.engine)
+        return link
+
+    def _check(self, info: TapInfo) -> None:
+        pack = self._pipeline.pack
+        here = f"{pack.manifest.id} {pack.manifest.version}"
+        if info.pack_hash != pack.hash:
+            raise _refused(
+                f"pack: found hash {info.pack_hash[:12] or 'none'}, expected {pack.hash[:12]} ({here}): "
+                f"give the engine's tap and this sidecar the same pack"
+            )
+        expected = tuple(rows.name for rows in pack.hook_points)
+        if info.hook_points != expected:
+            raise _refused(
+                f"hook points: found {', '.join(info.hook_points) or 'none'}, expected {', '.join(expected)} "
+                f"({here}): tap the pack's own"
+            )
+        wanted = pack.manifest.model
+        if info.model != wanted.weights and not self._allow_unverified:
+            raise _refused(
+                f"model: found weights {info.model[:12] or 'unknown'}, expected {wanted.weights[:12]} "
+                f"({wanted.name}): serve that model, or set reader.allow_unverified = true to run unverified"
+            )
+        if self._config.allow_untested:
+            return
+        if info.engine not in TESTED:
+            raise _refused(f"engine: found {info.engine!r}, expected one of {', '.join(TESTED)}")
+        versions = TESTED[info.engine]
+        if not info.engine_version.startswith(versions):
+            raise _refused(
+                f"{info.engine}: found version {info.engine_version or 'unknown'}, expected "
+                f"{' or '.join(v + 'x' for v in versions)}: install that, or set taps.allow_untested = true"
+            )
+
+    def take(self, link: "Link", step: Step, dropped: int) -> None:
+        with self._lock:
+            began = time.perf_counter()
+            touched: dict[str, Request] = {}
+            tokens, counted = 0, []
+            for rows in step.rows:
+                request = self._open(link, rows.request_id, rows.begin)
+                if request is None:
+                    continue
+                new, fired = self._absorb(request, rows)
+                tokens += new
+                counted += fired
+                touched[rows.request_id] = request
+            self._pipeline.count_hits(counted)
+            self._judge(list(touched.values()))
+            for missed in step.missed:
+                request = self._open(link, missed.request_id, 0)
+                if request is not None:
+                    request.miss(missed.detail)
+                    touched[missed.request_id] = request
+            for ended in step.ended:
+                request = self._open(link, ended.request_id, 0)
+                if request is not None:
+                    self._end(request, ended)
+                    touched[ended.request_id] = request
+            if tokens and self.trouble and self._over(link, touched):
+                self._clear()
+            self._pipeline.observer.tap_step(link.info.engine, len(step.rows), tokens, dropped)
+            self._report(link.info.engine)
+            spent = (time.perf_counter() - began) / max(1, len(touched))
+            for request_id, request in touched.items():
+                request.spent += spent
+                request.version += 1
+                self._wake(request_id)
+            self._sweep()
+
+    def _absorb(self, request: Request, rows: Rows) -> tuple[int, list[Ints]]:
+        try:
+            return request.absorb(self._pipeline, rows)
+        except Exception:  # noqa: BLE001 - the other requests of the step go on
+            _log.exception("rows of a tapped request could not be read")
+            detail = "its rows could not be read: Guard's log says why"
+            for phase in Phase:
+                request.fail(NotAssessed(NotAssessedReason.READER_FAILED, detail, phase))
+            return 0, []
+
+    def lose(self, link: "Link") -> None:
+        with self._lock:
+            self._links.discard(link)
+            left = [request for request in self._requests.values() if request.link is link]
+            for request in left:
+                self._lose(request, "the tap's connection ended while the request was open")
+            if left:
+                self._trouble(f"a tap of {link.info.engine} went away with {len(left)} requests open")
+            self._report(link.info.engine)
+
+    def _open(self, link: "Link", request_id: str, begin: int) -> Request | None:
+        """The request of this id; a new one where there is none, or the last of that id has ended.
+
+        None where too many are open.
+        """
+        request = self._requests.get(request_id)
+        if request is not None:
+            return request
+        if len(self._requests) >= self._config.sessions:
+            return None
+        request = Request(request_id, link, self.template, sink=begin == 0)
+        self._ended.pop(request_id, None)
+        self._requests[request_id] = request
+        link.open.add(request_id)
+        return request
+
+    def _judge(self, requests: Sequence[Request]) -> None:
+        """What each phase that advanced calls for; a block goes to the tap where the settings say so."""
+        asked = [(request, phase) for request in requests for phase in request.to_judge()]
+        if not asked:
+            return
+        actions = self._pipeline.heads.actions([request.reading.states[phase] for request, phase in asked])
+        for (request, phase), found in zip(asked, actions, strict=True):
+            blocked = request.told(phase, found)
+            if blocked and phase.value in self._config.stop:
+                request.link.stops.add(request.id)
+
+    def _end(self, request: Request, ended: Ended) -> None:
+        fired = request.end(self._pipeline, ended)
+        self._pipeline.count_hits(fired)
+        self._judge([request])
+        self._finish(request, ended.reason or "stop")
+
+    def _finish(self, request: Request, reason: str) -> None:
+        request.finish_reason = reason
+        request.link.open.discard(request.id)
+        request.link.stops.discard(request.id)
+        self._pipeline.observer.ended(self._verdict(request, CheckOptions(max_attributions=0, request_id=request.id)))
+        del self._requests[request.id]
+        self._ended[request.id] = request
+        if len(self._ended) > self._config.sessions:
+            self._ended.popitem(last=False)
+        request.last_used = time.monotonic()
+
+    def _lose(self, request: Request, detail: str) -> None:
+        request.fail(NotAssessed(NotAssessedReason.TAP_LOST, detail, request.phase))
+        self._finish(request, "lost")
+        request.version += 1
+        self._wake(request.id)
+
+    # -- followers
+
+    def announce(self, request_id: str, wake: Callable[[], None]) -> None:
+        """`wake` is called, on any thread, whenever the request has advanced; `leave` ends it."""
+        with self._lock:
+            self._followers.setdefault(request_id, set()).add(wake)
+
+    def leave(self, request_id: str, wake: Callable[[], None]) -> None:
+        with self._lock:
+            followers = self._followers.get(request_id, set())
+            followers.discard(wake)
+            if not followers:
+                self._followers.pop(request_id, None)
+
+    def progress(
+        self, options: CheckOptions, domains: Sequence[str], since: Progress | None = None, *, full: bool = False
+    ) -> Progress | None:
+        """The newest state of `options.request_id`, None where no row of it has come.
+
+        With the verdict where an action has changed since, at its end, or where `full` asks for it.
+        """
+        with self._lock:
+            self._sweep()
+            request = self._requests.get(options.request_id) or self._ended.get(options.request_id)
+            if request is None:
+                return None
+            full = full or since is None or bool(request.finish_reason) or request.changes != since.changes
+            return Progress(
+                version=request.version,
+                changes=request.changes,
+                prompt_read=request.counts[Phase.PROMPT],
+                completion_read=request.counts[Phase.COMPLETION],
+                finish_reason=request.finish_reason,
+                verdict=self._verdict(request, options, domains) if full else None,
+            )
+
+    def no_rows(self, options: CheckOptions) -> Verdict:
+        """The verdict on a request that was announced and never came."""
+        detail = f"no tap has brought rows of this request within {self._config.wait_seconds:g} s (taps.wait_seconds)"
+        with self._lock:
+            self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
+        pipeline = self._pipeline
+        return Verdict(
+            request_id=options.request_id,
+            action=Action.NOT_ASSESSED,
+            not_assessed=(NotAssessed(NotAssessedReason.NO_ROWS, detail),),
+            phases=(),
+            pack=pipeline.pack.info,
+            policy=pipeline.policy,
+            model=pipeline.model,
+        )
+
+    def _verdict(self, request: Request, options: CheckOptions, domains: Sequence[str] = ()) -> Verdict:
+        """As in reader mode, with the severest action that each domain has had, and what could not be read."""
+        started = time.perf_counter()
+        request.reading.timings = {"score": request.spent}
+        plain = self._pipeline.verdict(
+            request.reading, options, domains or self._pipeline.pack.domains, "observe", started
+        )
+        missing = [*plain.not_assessed, *request.missing.values()]
+        phases = [_severest(phase, request) for phase in plain.phases]
+        unread = [p for p in request.missing if p not in request.reading.states]
+        phases += [PhaseVerdict(p, Action.NOT_ASSESSED, 0, 0, ()) for p in unread]
+        if plain.phases == () and unread:
+            missing = list(request.missing.values())
+        return replace(
+            plain,
+            action=worst([phase.action for phase in phases]),
+            not_assessed=tuple(missing),
+            phases=tuple(sorted(phases, key=lambda phase: phase.phase is Phase.COMPLETION)),
+            model=request.link.model,
+        )
+
+    # -- what passes
+
+    def _wake(self, request_id: str) -> None:
+        for wake in self._followers.get(request_id, ()):
+            wake()
+
+    def _trouble(self, what: str, *, announced: bool = False) -> None:
+        self.trouble, self._trouble_since, self._trouble_announced = what, time.monotonic(), announced
+        self.on_trouble(what)
+
+    def _over(self, link: "Link", touched: Container[str]) -> bool:
+        """Whether rows of this tap end the trouble: of a tap that came after it, or of a request that was announced."""
+        if self._trouble_announced:
+            return any(request_id in touched for request_id in self._followers)
+        return link.connected_at >= self._trouble_since
+
+    def _clear(self) -> None:
+        self.trouble = ""
+        self.on_trouble("")
+
+    def _report(self, engine: str) -> None:
+        links = [link for link in self._links if link.info.engine == engine]
+        self._pipeline.observer.taps(engine, len(links), sum(len(link.open) for link in links))
+
+    def _sweep(self) -> None:
+        now = time.monotonic()
+        if now - self._swept < _SWEEP_SECONDS:
+            return
+        self._swept = now
+        for request in [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]:
+            self._lose(request, f"no rows have come for {self._config.idle_seconds:g} s (taps.idle_seconds)")
+        while self._ended and now - next(iter(self._ended.values())).last_used > self._config.keep_seconds:
+            self._ended.popitem(last=False)
+
+
+class Link:
+    """One tap that was accepted."""
+
+    def __init__(self, observed: Observed, info: TapInfo, model: ModelInfo) -> None:
+        self._observed, self.info, self.model = observed, info, model
+        self.connected_at = time.monotonic()
+        self.open: set[str] = set()
+        self.stops: set[str] = set()  # open requests whose generation is to end
+        self._dropped = 0
+
+    def take(self, step: Step, *, dropped: int = 0) -> None:
+        """Reads a step; `dropped` counts the steps that the tap could not hand over so far."""
+        more, self._dropped = dropped - self._dropped, dropped
+        self._observed.take(self, step, max(0, more))
+
+    def close(self) -> None:
+        """The tap has gone; requests that it leaves open are not assessed."""
+        self._observed.lose(self)
+
+
+def _refused(message: str) -> ConfigError:
+    return ConfigError(message, reason="TAP_REFUSED")
+
+
+def _severest(phase: PhaseVerdict, request: Request) -> PhaseVerdict:
+    said = request.severest[phase.phase]
+    domains = tuple(replace(d, action=worst([d.action, said.get(d.domain, d.action)])) for d in phase.domains)
+    gone = [Action.NOT_ASSESSED] if phase.phase in request.missing else []
+    return replace(phase, action=worst([phase.action, *(d.action for d in domains), *gone]), domains=domains)
