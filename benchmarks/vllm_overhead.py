@@ -1,0 +1,164 @@
+"""What the vLLM tap costs: two live servers, one with the guard and a sidecar, used in turn.
+
+    python -m benchmarks.vllm_overhead [--pairs 12] [--eager]
+
+Needs the environment of deploy/vllm/setup.sh. Servers that run one behind the other differ by more than the tap costs, so
+both live at once, each pair sends the same load to both (in alternating order), and the figure is the median of the
+pairs' ratios. The sidecar runs on the same cores. Exit status 1 where a ratio is below the bar.
+"""
+
+import argparse
+import json
+import random
+import re
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import httpx
+
+from benchmarks.machine import describe
+from deploy.vllm import engine
+from deploy.vllm.demo import sidecar
+from guard.config import load_config
+from guard.pack.loader import load_pack
+from guard.reader import weights
+
+BAR = 0.98
+_OWN = re.compile(r"guard: (\d+) steps, (\d+) tokens; own time ([\d.]+) us a token, ([\d.]+)% of the steps'")
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    name: str
+    requests: int  # at once
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def tokens(self) -> int:
+        return self.requests * (self.prompt_tokens + self.new_tokens)
+
+
+LOADS = (Load("prefill", 8, 700, 4), Load("decode", 8, 24, 96))
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    seconds: float
+    time_per_output_token: float  # seconds, median over the requests
+
+
+def run(url: str, load: Load, seed: int) -> Ran:
+    """Sends the load once; prompts are random ids, so that no two of them share a cached prefix."""
+    rng = random.Random(seed)
+    prompts = [[rng.randrange(100, 40_000) for _ in range(load.prompt_tokens)] for _ in range(load.requests)]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(load.requests) as pool:
+        paces = list(pool.map(lambda prompt: _one(url, prompt, load.new_tokens), prompts))
+    return Ran(time.perf_counter() - started, statistics.median(paces))
+
+
+def _one(url: str, prompt: list[int], new_tokens: int) -> float:
+    """Seconds between the tokens of one answer."""
+    asked = {
+        "model": "smollm2",
+        "prompt": prompt,
+        "max_tokens": new_tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "return_token_ids": True,
+    }
+    came: list[float] = []
+    with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=300) as answer:
+        answer.raise_for_status()
+        for line in answer.iter_lines():
+            if line.startswith("data: {"):
+                came.append(time.perf_counter())
+    return (came[-1] - came[0]) / max(1, len(came) - 1)
+
+
+def measure(load: Load, plain: str, guarded: str, pairs: int) -> dict[str, object]:
+    sides: dict[str, list[Ran]] = {"plain": [], "guarded": []}
+    urls = {"plain": plain, "guarded": guarded}
+    for pair in range(-1, pairs):  # the first pair warms up
+        for side in sorted(urls, reverse=bool(pair % 2)):
+            ran = run(urls[side], load, seed=pair)
+            if pair >= 0:
+                sides[side].append(ran)
+    figures: dict[str, object] = {"load": asdict(load)}
+    pick: dict[str, Callable[[Ran], float]] = {
+        "throughput": lambda ran: ran.seconds,
+        "time_per_output_token": lambda ran: ran.time_per_output_token,
+    }
+    for name, of in pick.items():
+        ratios = [of(a) / of(b) for a, b in zip(sides["plain"], sides["guarded"], strict=True)]
+        quarters = statistics.quantiles(ratios, n=4)
+        figures[f"{name}_ratio"] = {
+            "median": round(statistics.median(ratios), 4),
+            "quartiles": [round(quarters[0], 4), round(quarters[2], 4)],
+            "pairs": [round(r, 4) for r in ratios],
+        }
+    seconds = statistics.median(ran.seconds for ran in sides["plain"])
+    figures["plain_tokens_per_second"] = round(load.tokens / seconds, 1)
+    return figures
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.vllm_overhead", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--eager", action="store_true", help="without compilation: starts in half the time")
+    parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "vllm_overhead.json")
+    given = parser.parse_args()
+    model, pack = weights.resolve(weights.DEFAULT_MODEL), load_config().pack.resolve()
+    arguments = ["--dtype", "bfloat16", *(["--enforce-eager"] if given.eager else [])]
+    machine = describe()
+    with tempfile.TemporaryDirectory(prefix="guard-vllm-") as name, ExitStack() as stack:
+        scratch = Path(name)
+        taps = f"unix:{scratch}/taps.sock"
+        stack.enter_context(sidecar(taps, pack, scratch / "guard.log"))
+        settings = {"pack": str(pack), "taps": taps}
+        guarded = stack.enter_context(
+            engine.serving(model, scratch / "guarded.log", guard=settings, arguments=arguments)
+        )
+        plain = stack.enter_context(engine.serving(model, scratch / "plain.log", arguments=arguments))
+        results = {load.name: measure(load, plain.url, guarded.url, given.pairs) for load in LOADS}
+        threading.Event().wait(31)  # the tap tells its own time every 30 seconds of steps
+        run(guarded.url, LOADS[1], seed=-2)
+        own = _OWN.findall(guarded.log.read_text(encoding="utf-8", errors="replace"))[-1]
+        version = json.loads(httpx.get(f"{plain.url}/version", timeout=10).text)["version"]
+    info = load_pack(pack).info
+    told = {
+        "suite": "vllm_overhead",
+        "bar": BAR,
+        "loads": results,
+        "own_time": {
+            "steps": int(own[0]),
+            "tokens": int(own[1]),
+            "us_per_token": float(own[2]),
+            "percent_of_steps": float(own[3]),
+        },
+        "engine": {"vllm": version, "dtype": "bfloat16", "compiled": not given.eager},
+        "machine": machine,
+        "pack": {"id": info.id, "version": info.version, "hash": info.hash},
+    }
+    given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(told, indent=2))  # noqa: T201 - what it is for
+    ratios = [
+        result[f"{figure}_ratio"]["median"]  # type: ignore[index]
+        for result in results.values()
+        for figure in ("throughput", "time_per_output_token")
+    ]
+    return int(min(ratios) < BAR)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
