@@ -2,8 +2,8 @@
 
     python -m benchmarks.vllm_overhead [--pairs 12] [--eager]
 
-Needs the environment of deploy/vllm/setup.sh. Servers that run one behind the other differ by more than the tap costs, so
-both live at once, each pair sends the same load to both (in alternating order), and the figure is the median of the
+Needs the environment of deploy/vllm/setup.sh. Servers that run one behind the other differ by more than the tap costs,
+so both live at once, each pair sends the same load to both (in alternating order), and the figure is the median of the
 pairs' ratios. The sidecar runs on the same cores. Exit status 1 where a ratio is below the bar.
 """
 
@@ -16,14 +16,15 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from rich.console import Console
 
+from benchmarks.figures import Report, table
 from benchmarks.machine import describe
 from deploy.vllm import engine
 from deploy.vllm.demo import sidecar
@@ -80,36 +81,35 @@ def _one(url: str, prompt: list[int], new_tokens: int) -> float:
     came: list[float] = []
     with httpx.stream("POST", f"{url}/v1/completions", json=asked, timeout=300) as answer:
         answer.raise_for_status()
-        for line in answer.iter_lines():
-            if line.startswith("data: {"):
-                came.append(time.perf_counter())
+        came += [time.perf_counter() for line in answer.iter_lines() if line.startswith("data: {")]
     return (came[-1] - came[0]) / max(1, len(came) - 1)
 
 
-def measure(load: Load, plain: str, guarded: str, pairs: int) -> dict[str, object]:
-    sides: dict[str, list[Ran]] = {"plain": [], "guarded": []}
-    urls = {"plain": plain, "guarded": guarded}
+def measure(report: Report, load: Load, plain: str, guarded: str, pairs: int) -> None:
+    ran: dict[str, list[Ran]] = {plain: [], guarded: []}
     for pair in range(-1, pairs):  # the first pair warms up
-        for side in sorted(urls, reverse=bool(pair % 2)):
-            ran = run(urls[side], load, seed=pair)
+        for url in (plain, guarded) if pair % 2 else (guarded, plain):
+            once = run(url, load, seed=pair)
             if pair >= 0:
-                sides[side].append(ran)
-    figures: dict[str, object] = {"load": asdict(load)}
-    pick: dict[str, Callable[[Ran], float]] = {
-        "throughput": lambda ran: ran.seconds,
-        "time_per_output_token": lambda ran: ran.time_per_output_token,
-    }
-    for name, of in pick.items():
-        ratios = [of(a) / of(b) for a, b in zip(sides["plain"], sides["guarded"], strict=True)]
-        quarters = statistics.quantiles(ratios, n=4)
-        figures[f"{name}_ratio"] = {
-            "median": round(statistics.median(ratios), 4),
-            "quartiles": [round(quarters[0], 4), round(quarters[2], 4)],
-            "pairs": [round(r, 4) for r in ratios],
-        }
-    seconds = statistics.median(ran.seconds for ran in sides["plain"])
-    figures["plain_tokens_per_second"] = round(load.tokens / seconds, 1)
-    return figures
+                ran[url].append(once)
+    report.add(
+        f"{load.name}: {load.requests} x ({load.prompt_tokens} + {load.new_tokens}) tokens",
+        [once.seconds for once in ran[guarded]],
+        ("without the guard", [once.seconds for once in ran[plain]]),
+        "throughput against that without the guard",
+        scale=1.0,
+        unit="s",
+        inverse=True,
+        at_least=BAR,
+    )
+    report.add(
+        f"{load.name}: time per output token",
+        [once.time_per_output_token for once in ran[guarded]],
+        ("without the guard", [once.time_per_output_token for once in ran[plain]]),
+        "the time without the guard over this one",
+        inverse=True,
+        at_least=BAR,
+    )
 
 
 def main() -> int:
@@ -130,34 +130,25 @@ def main() -> int:
             engine.serving(model, scratch / "guarded.log", guard=settings, arguments=arguments)
         )
         plain = stack.enter_context(engine.serving(model, scratch / "plain.log", arguments=arguments))
-        results = {load.name: measure(load, plain.url, guarded.url, given.pairs) for load in LOADS}
+        report = Report("vllm_overhead")
+        for load in LOADS:
+            measure(report, load, plain.url, guarded.url, given.pairs)
         threading.Event().wait(31)  # the tap tells its own time every 30 seconds of steps
         run(guarded.url, LOADS[1], seed=-2)
         own = _OWN.findall(guarded.log.read_text(encoding="utf-8", errors="replace"))[-1]
-        version = json.loads(httpx.get(f"{plain.url}/version", timeout=10).text)["version"]
-    info = load_pack(pack).info
-    told = {
-        "suite": "vllm_overhead",
-        "bar": BAR,
-        "loads": results,
-        "own_time": {
-            "steps": int(own[0]),
-            "tokens": int(own[1]),
-            "us_per_token": float(own[2]),
-            "percent_of_steps": float(own[3]),
-        },
-        "engine": {"vllm": version, "dtype": "bfloat16", "compiled": not given.eager},
-        "machine": machine,
-        "pack": {"id": info.id, "version": info.version, "hash": info.hash},
+        version = httpx.get(f"{plain.url}/version", timeout=10).json()["version"]
+    report.notes |= {
+        "steps of the guarded server": float(own[0]),
+        "tokens of the guarded server": float(own[1]),
+        "the tap's own time, us a token": float(own[2]),
+        "the tap's own time, % of the steps'": float(own[3]),
+        "vLLM": f"{version}, bfloat16, {'eager' if given.eager else 'compiled'}",
     }
-    given.json.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(told, indent=2))  # noqa: T201 - what it is for
-    ratios = [
-        result[f"{figure}_ratio"]["median"]  # type: ignore[index]
-        for result in results.values()
-        for figure in ("throughput", "time_per_output_token")
-    ]
-    return int(min(ratios) < BAR)
+    info = load_pack(pack).info
+    told = {"machine": machine, "pack": {"id": info.id, "version": info.version, "hash": info.hash}}
+    given.json.write_text(json.dumps({**report.as_json(), **told}, indent=2) + "\n", encoding="utf-8")
+    Console(width=150).print(table(report))
+    return int(report.failed)
 
 
 if __name__ == "__main__":

@@ -24,10 +24,15 @@ _RUNNER = (  # private to vLLM, so looked for by name
     "input_batch",
     "input_ids",
     "load_model",
+    "max_model_len",
     "model_config",
+    "num_spec_tokens",
+    "positions",
     "requests",
     "sample_tokens",
+    "shutdown",
     "use_aux_hidden_state_outputs",
+    "uses_mrope",
     "_setup_eagle3_aux_hidden_state_outputs",
 )
 _SIZES = (

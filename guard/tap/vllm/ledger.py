@@ -5,7 +5,7 @@ drafts that are rejected, nothing at all for a cached prefix. The ledger makes o
 token once, in order, or the request is missed and stays so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -68,6 +68,10 @@ class Ledger:
         elif len(same) > 1:
             for other in same:
                 self.miss(other, "several running requests of the engine carry this id (n > 1, a list of prompts?)")
+
+    def running(self, callers: Collection[str]) -> list[str]:
+        """The engine's ids of the running requests of these callers' ids."""
+        return [engine_id for caller in callers for engine_id in self._callers.get(caller, ())]
 
     def last_token(self, engine_id: str) -> int:
         """The last token whose row was told; -1 where there is none."""

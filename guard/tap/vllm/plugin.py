@@ -21,7 +21,12 @@ def install(make_sink: MakeSink) -> None:
     vLLM swallows an import error of a plugin, so nothing that can fail stands at a module's top; what is refused is
     raised while the worker starts, and ends the engine.
     """
+    from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.worker.worker_base import WorkerWrapperBase
+
+    from guard.tap.vllm import stopping
+
+    stopping.heed_stops(Scheduler)
 
     original = WorkerWrapperBase.init_device
     if getattr(original, "guarded", False):

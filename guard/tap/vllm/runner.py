@@ -68,15 +68,17 @@ class RunnerTap:
         self._encoder = encoder
         self._sink = sink
         self._hook_points = len(pack.hook_points)
-        self._may_stop = settings.stop and runner.parallel_config.tensor_parallel_size == 1
+        self._may_stop = settings.stop
         self._store_bytes = settings.store_mib << 20
         self._ledger: Ledger | None = None
-        self._ending: set[str] = set()  # requests whose end was written into their logits
+        self._ending: set[str] = set()  # requests that the scheduler was asked to finish
         self.spent = Spent()
         self._reported = time.monotonic()
         self._began = 0.0
         self._execute, self._sample = runner.execute_model, runner.sample_tokens
+        self._shutdown = runner.shutdown
         runner.execute_model, runner.sample_tokens = self._on_execute, self._on_sample
+        runner.shutdown = self._on_shutdown
 
     def _on_execute(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         self._began = time.perf_counter()
@@ -92,7 +94,6 @@ class RunnerTap:
         started = time.perf_counter()
         # The batch's order is taken now: sampling may change it.
         batch = list(runner.input_batch.req_ids[: runner.input_batch.num_reqs])
-        self._guarded(self._write_ends, batch, state, grammar_output)
         # A drafter must see what it would see without us.
         runner.execute_model_state = state._replace(aux_hidden_states=None)
         runner.use_aux_hidden_state_outputs = False
@@ -103,6 +104,8 @@ class RunnerTap:
             runner.use_aux_hidden_state_outputs = True
         started = time.perf_counter()
         self._guarded(self._read, batch, state, output)
+        if self._may_stop:
+            self._guarded(self._stop, output)
         ended = time.perf_counter()
         self.spent.seconds += own + ended - started
         self.spent.engine_seconds += ended - self._began
@@ -111,6 +114,11 @@ class RunnerTap:
         if time.monotonic() - self._reported > _REPORT_SECONDS:
             self.report()
         return output
+
+    def _on_shutdown(self, *args: Any, **kwargs: Any) -> Any:
+        self.report()
+        self._sink.close()
+        return self._shutdown(*args, **kwargs)
 
     def report(self) -> None:
         spent, ledger = self.spent, self.ledger
@@ -177,32 +185,25 @@ class RunnerTap:
 
     def _reason(self, engine_id: str) -> str:
         """Why a request ended, which the scheduler does not tell the worker: from its last tokens."""
+        if engine_id in self._ending:
+            return stopping.REASON
         request = self._runner.requests.get(engine_id)
         params = request.sampling_params if request is not None else None
         if params is None:
             return "abort"
         tail = {*request.output_token_ids[-1 - self._runner.num_spec_tokens :], self.ledger.last_token(engine_id)}
         if tail & _ends(params):
-            return "guard" if engine_id in self._ending else "stop"
+            return "stop"
         outputs = len(request.output_token_ids)
         full = request.num_prompt_tokens + outputs >= self._runner.max_model_len
         return "length" if full or (params.max_tokens is not None and outputs >= params.max_tokens) else "abort"
 
-    def _write_ends(self, batch: Sequence[str], state: Any, grammar_output: Any) -> None:
-        stops = self._sink.stops() if self._may_stop else frozenset()
-        if not stops or state.logits is None:
-            return
-        in_grammar = set(grammar_output.structured_output_request_ids) if grammar_output is not None else set()
-        spec = state.spec_decode_metadata
-        for index, engine_id in enumerate(batch):
-            if engine_id in in_grammar or engine_id not in self.ledger or self.ledger.caller(engine_id) not in stops:
-                continue
-            request = self._runner.requests[engine_id]
-            token = stopping.end_token(request.sampling_params, len(request.output_token_ids))
-            if token is not None:
-                drafts = None if spec is None else spec.num_draft_tokens
-                stopping.force(state.logits, stopping.rows_of(index, drafts), token)
-                self._ending.add(engine_id)
+    def _stop(self, output: Any) -> None:
+        """Names those of the running requests whose verdict has turned to block."""
+        stops = self._sink.stops()
+        if stops and (named := self.ledger.running(stops)):
+            self._ending.update(named)
+            stopping.name_stops(output, named)
 
     def _read(self, batch: Sequence[str], state: Any, output: Any) -> None:
         ledger, runner = self.ledger, self._runner

@@ -1,36 +1,49 @@
-"""Ending a blocked request from within the worker: its logits are overwritten so that only its end can be sampled.
+"""Ending a blocked request in the engine: the worker names it beside its step's output, the scheduler finishes it.
 
-An accelerator, never the only stop: the scheduler decides what ends a request, and where the caller asked for
-`ignore_eos` without a stop token, or for a grammar, there is no token that would.
+The output travels from the worker to the engine's core, in whatever process that is. There the request is finished as
+an abort by its client would finish it, before the tokens of that step are looked at, so none of them goes out. That
+holds under `ignore_eos`, grammars, `min_tokens` and speculation alike, where a token that ends the request would not.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-from torch import Tensor
+REASON = "guard"  # what the caller finds as stop_reason, beside finish_reason "stop"
+_ATTRIBUTE = "guard_stops"
 
 
-def end_token(params: Any, outputs: int) -> int | None:
-    """The token that ends the request now, after `outputs` tokens; None where none would.
-
-    `params` are vLLM's SamplingParams.
-    """
-    if params is None or outputs < params.min_tokens:
-        return None
-    candidates = [params.eos_token_id, *(params.stop_token_ids or ())]
-    allowed = params.allowed_token_ids
-    return next((t for t in candidates if t is not None and (not allowed or t in allowed)), None)
+def name_stops(output: Any, engine_ids: Sequence[str]) -> None:
+    """Marks what a runner's `sample_tokens` returned: these requests are to end."""
+    # With asynchronous scheduling it is wrapped in one that waits for the device.
+    setattr(getattr(output, "_model_runner_output", output), _ATTRIBUTE, list(engine_ids))
 
 
-def rows_of(index: int, drafts: Sequence[int] | None) -> slice:
-    """Rows of the logits that belong to the request at `index` of the batch; `drafts` counts those of each request."""
-    if drafts is None:
-        return slice(index, index + 1)
-    begin = sum(drafts[:index]) + index
-    return slice(begin, begin + drafts[index] + 1)
+def heed_stops(scheduler: Any) -> None:
+    """Makes vLLM's class of schedulers finish what the worker names. May be called again."""
+    original = scheduler.update_from_output
+    if getattr(original, "guarded", False):
+        return
 
+    from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
+    from vllm.v1.request import RequestStatus
 
-def force(logits: Tensor, rows: slice, token: int) -> None:
-    logits[rows] = -np.inf
-    logits[rows, token] = 0.0
+    @functools.wraps(original)
+    def update_from_output(self: Any, scheduler_output: Any, output: Any) -> Any:
+        named = getattr(output, _ATTRIBUTE, None)
+        ended = self.finish_requests(named, RequestStatus.FINISHED_STOPPED) if named else []
+        told = original(self, scheduler_output, output)
+        for request in ended:
+            last = EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                finish_reason=request.get_finished_reason(),
+                stop_reason=REASON,
+                events=request.take_events(),
+                trace_headers=request.trace_headers,
+            )
+            told.setdefault(request.client_index, EngineCoreOutputs(outputs=[])).outputs.append(last)
+        return told
+
+    update_from_output.guarded = True  # type: ignore[attr-defined]  # a function, which may carry marks
+    scheduler.update_from_output = update_from_output

@@ -10,6 +10,11 @@ from pathlib import Path
 
 def main() -> None:
     from vllm import LLM, SamplingParams
+    from vllm.sampling_params import StructuredOutputsParams
+
+    def sampling(structured_outputs=None, **params) -> SamplingParams:
+        grammar = StructuredOutputsParams(**structured_outputs) if structured_outputs else None
+        return SamplingParams(structured_outputs=grammar, **params)
 
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     llm = LLM(**job["engine"], disable_log_stats=False)
@@ -17,7 +22,7 @@ def main() -> None:
     for wave in job["waves"]:
         outputs = llm.generate(
             [{"prompt_token_ids": request["prompt"]} for request in wave],
-            [SamplingParams(**request["params"]) for request in wave],
+            [sampling(**request["params"]) for request in wave],
             use_tqdm=False,
         )
         told.append(

@@ -6,7 +6,7 @@ import pytest
 
 from guard.errors import ConfigError
 from guard.pack.loader import load_pack
-from guard.tap.vllm import checks, stopping
+from guard.tap.vllm import checks
 from guard.tap.vllm.settings import read
 from tests.conftest import PACK
 
@@ -124,29 +124,3 @@ def test_settings_name_the_key(given, message):
 def test_without_the_setting_there_is_no_tap():
     assert read({}) is None
     assert read({"other": 1}) is None
-
-
-def params(**changed):
-    given = {"min_tokens": 0, "eos_token_id": 2, "stop_token_ids": [], "allowed_token_ids": None}
-    return SimpleNamespace(**(given | changed))
-
-
-@pytest.mark.parametrize(
-    ("changed", "outputs", "token"),
-    [
-        ({}, 0, 2),
-        ({"min_tokens": 3}, 2, None),
-        ({"min_tokens": 3}, 3, 2),
-        ({"eos_token_id": None}, 5, None),  # ignore_eos
-        ({"eos_token_id": None, "stop_token_ids": [7]}, 5, 7),
-        ({"allowed_token_ids": [5]}, 5, None),
-        ({"allowed_token_ids": [5, 2]}, 5, 2),
-    ],
-)
-def test_the_token_that_ends_a_request(changed, outputs, token):
-    assert stopping.end_token(params(**changed), outputs) == token
-
-
-def test_rows_of_the_logits_with_drafts_between():
-    assert stopping.rows_of(2, None) == slice(2, 3)
-    assert [stopping.rows_of(index, [0, 3, 1]) for index in range(3)] == [slice(0, 1), slice(1, 5), slice(5, 7)]

@@ -178,6 +178,7 @@ def test_one_id_of_two_running_requests_is_missed_for_both():
     read(ledger, "0_chatcmpl", [1, 2, 3], 0, 3)
     ledger.begin("1_chatcmpl", "x", [1, 2, 3])
     read(ledger, "1_chatcmpl", [1, 2, 3], 0, 3)
+    assert ledger.running({"x", "y"}) == ["0_chatcmpl", "1_chatcmpl"]
     step = ledger.take()
     assert {missed.request_id for missed in step.missed} == {"x"}
     assert len(step.rows) == 1
