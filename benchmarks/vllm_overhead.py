@@ -89,7 +89,7 @@ def measure(report: Report, load: Load, plain: str, guarded: str, pairs: int) ->
     ran: dict[str, list[Ran]] = {plain: [], guarded: []}
     for pair in range(-1, pairs):  # the first pair warms up
         for url in (plain, guarded) if pair % 2 else (guarded, plain):
-            once = run(url, load, seed=pair)
+            once = run(url, load, seed=100 + pair)  # -1 and 1 would draw the same
             if pair >= 0:
                 ran[url].append(once)
     report.add(

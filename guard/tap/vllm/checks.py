@@ -5,6 +5,7 @@ message that says what to do.
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,14 @@ from guard.errors import ConfigError
 from guard.pack.loader import Pack, check_model
 from guard.reader import weights
 from guard.records import ModelInfo
-from guard.tap.vllm.settings import KEY, TapSettings
+from guard.tap.vllm.settings import KEY, NOTED, TapSettings
 
 TESTED = ("0.32.0",)
+_DRAFTERS = ("ngram", "draft_model")
 
 _RUNNER = (  # private to vLLM, so looked for by name
     "cache_config",
+    "compilation_config",
     "execute_model",
     "execute_model_state",
     "get_model",
@@ -25,6 +28,7 @@ _RUNNER = (  # private to vLLM, so looked for by name
     "input_ids",
     "load_model",
     "max_model_len",
+    "max_num_tokens",
     "model_config",
     "num_spec_tokens",
     "positions",
@@ -42,8 +46,7 @@ _SIZES = (
     "prefill_context_parallel_size",
     "decode_context_parallel_size",
 )
-_LAYER = re.compile(r"(?:\w+\.)*layers\.(\d+)")
-_OWN_LAYERS = frozenset({"eagle3", "dflash", "extract_hidden_states"})  # drafters that read auxiliary layers themselves
+_LAYER = re.compile(r"\blayers\.(\d+)(.*)")
 
 
 def check_engine(config: Any, runner: object, version: str, settings: TapSettings) -> None:
@@ -62,12 +65,6 @@ def check_engine(config: Any, runner: object, version: str, settings: TapSetting
         )
     if config.load_config.load_format == "dummy":
         raise _refused("load_format 'dummy'", "the model's own weights")
-    speculative = config.speculative_config
-    if speculative is not None and speculative.method in _OWN_LAYERS:
-        raise _refused(
-            f"speculation by {speculative.method!r}, which takes the auxiliary layers for itself",
-            "another method (ngram, suffix, draft_model), or none",
-        )
     if not settings.allow_untested:
         for found, expected in _untested(config, version):
             raise _refused(found, f"{expected}; additional_config.{KEY}.allow_untested = true runs it all the same")
@@ -82,38 +79,37 @@ def _untested(config: Any, version: str) -> list[tuple[str, str]]:
     found += [(f"{name} {size}", "1") for name, size in sizes.items() if size > 1]
     if config.model_config.quantization is not None:
         found.append((f"quantization {config.model_config.quantization!r}", "weights as they are in the folder"))
-    if config.speculative_config is not None and config.scheduler_config.async_scheduling:
+    speculative = config.speculative_config
+    if speculative is not None and speculative.method not in _DRAFTERS:
+        found.append((f"speculation by {speculative.method!r}", " or ".join(_DRAFTERS)))
+    if speculative is not None and config.scheduler_config.async_scheduling:
         found.append(("speculation together with asynchronous scheduling", "--no-async-scheduling"))
     return found
 
 
-def aux_layers(pack: Pack, layers: int) -> tuple[int, ...]:
-    """vLLM's numbers of the pack's hook points: the output of layer k is the input of layer k + 1.
+def aux_layers(names: Sequence[str], layers: int) -> tuple[int, ...] | None:
+    """vLLM's auxiliary numbers of hook points: the output of layer k is the input of layer k + 1.
 
-    Raises ConfigError for a hook point that is no layer's output, or of a layer that the model has not.
+    None where they are not whole layers in their order: then there are no such numbers. Raises ConfigError for a layer
+    that a model of so many `layers` has not.
     """
     numbers = []
-    for point in pack.hook_points:
-        match = _LAYER.fullmatch(point.name)
-        if match is None:
-            raise _refused(
-                f"hook point {point.name!r}", "the outputs of whole layers (model.layers.7): see docs/vllm.md"
-            )
-        if int(match[1]) >= layers:
-            raise _refused(f"hook point {point.name!r} in a model of {layers} layers", f"layers 0 to {layers - 1}")
-        numbers.append(int(match[1]) + 1)
-    if numbers != sorted(set(numbers)):
-        raise _refused(f"hook points of layers {[n - 1 for n in numbers]}", "each layer once, from the first on")
-    return tuple(numbers)
+    for name in names:
+        match = _LAYER.search(name)
+        if match is not None and int(match[1]) >= layers:
+            raise _refused(f"hook point {name!r} in a model of {layers} layers", f"layers 0 to {layers - 1}")
+        if match is not None and not match[2]:
+            numbers.append(int(match[1]) + 1)
+    return tuple(numbers) if len(numbers) == len(names) and numbers == sorted(set(numbers)) else None
 
 
-def note_layers(config: Any, layers: tuple[int, ...], pack_hash: str) -> None:
-    """Writes the layers into the configuration, and with it into the key of compiled graphs.
+def note_hook_points(config: Any, names: Sequence[str], pack_hash: str) -> None:
+    """Writes the hook points into the configuration, and with it into the key of compiled graphs.
 
-    A graph is compiled with its auxiliary outputs: a pack of other layers in the same folder must not meet the old one.
+    What is read is part of a graph: a pack of other hook points in the same folder must not meet the old one.
     """
     own = config.additional_config[KEY]
-    config.additional_config = {**config.additional_config, KEY: {**own, "layers": [*layers, pack_hash]}}
+    config.additional_config = {**config.additional_config, KEY: {**own, NOTED: [*names, pack_hash]}}
 
 
 def check_served(pack: Pack, config: Any, settings: TapSettings) -> ModelInfo:

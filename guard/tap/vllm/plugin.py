@@ -51,22 +51,24 @@ def attach(runner: Any, config: Any, settings: TapSettings, make_sink: MakeSink)
     from guard.kernels import choice
     from guard.pack.loader import load_pack
     from guard.tap.vllm import checks
+    from guard.tap.vllm.activations import Activations
     from guard.tap.vllm.encode import BatchEncoder
-    from guard.tap.vllm.runner import RunnerTap, read_layers
+    from guard.tap.vllm.runner import RunnerTap
 
     checks.check_engine(config, runner, vllm.__version__, settings)
     pack = load_pack(settings.pack)
-    layers = checks.aux_layers(pack, config.model_config.hf_text_config.num_hidden_layers)
-    checks.note_layers(config, layers, pack.hash)
-    read_layers(runner, layers)
+    names = tuple(point.name for point in pack.hook_points)
+    layers = checks.aux_layers(names, config.model_config.hf_text_config.num_hidden_layers)
+    checks.note_hook_points(config, names, pack.hash)
+    activations = Activations(runner, names, layers)
     original = runner.load_model
 
     @functools.wraps(original)
     def load_model(*args: Any, **kwargs: Any) -> Any:
         result = original(*args, **kwargs)
         served = checks.check_served(pack, config, settings)
-        if not runner.use_aux_hidden_state_outputs:
-            raise RuntimeError("guard's vLLM tap: load_model did not ask for auxiliary outputs")
+        if not activations.way:
+            raise RuntimeError("guard's vLLM tap: load_model did not ask for the hook points")
         if not _emits():
             return result
         encoder = choice.choose(settings.backend)
@@ -75,13 +77,21 @@ def attach(runner: Any, config: Any, settings: TapSettings, make_sink: MakeSink)
             engine_version=vllm.__version__,
             pack_hash=pack.hash,
             model=served.fingerprint,
-            hook_points=tuple(point.name for point in pack.hook_points),
+            hook_points=names,
             dtype=str(config.model_config.dtype).removeprefix("torch."),
         )
         runner.guard_tap = RunnerTap(
-            runner, pack, BatchEncoder(encoder, pack.hook_points), make_sink(info, settings), settings
+            runner, activations, BatchEncoder(encoder, pack.hook_points), make_sink(info, settings), settings
         )
-        log.info("guard: on, pack %s, layers %s, encoder %s, taps %s", pack.info, layers, encoder.name, settings.taps)
+        log.info(
+            "guard: on, pack %s %s, %s by %s, encoder %s, taps %s",
+            pack.info.id,
+            pack.info.version,
+            ", ".join(names),
+            activations.way,
+            encoder.name,
+            settings.taps,
+        )
         return result
 
     runner.load_model = load_model

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from guard.pack.loader import Pack
 from guard.tap.protocol import Sink
 from guard.tap.vllm import stopping
+from guard.tap.vllm.activations import Activations
 from guard.tap.vllm.blocks import BlockStore
 from guard.tap.vllm.encode import BatchEncoder
 from guard.tap.vllm.ids import caller_id
@@ -22,32 +22,6 @@ from guard.tap.vllm.settings import TapSettings
 
 log = logging.getLogger("vllm.guard")  # below vLLM's own logger, so that it shows
 _REPORT_SECONDS = 30.0
-
-
-def read_layers(runner: Any, layers: Sequence[int]) -> None:
-    """Makes load_model ask the model for the outputs of `layers` (vLLM's auxiliary numbers).
-
-    That is before anything is compiled or captured, so the outputs belong to the graphs. load_model then raises
-    ConfigError for a model that cannot.
-    """
-
-    def setup() -> None:
-        from vllm.model_executor.models.interfaces import supports_eagle3
-
-        from guard.errors import ConfigError
-
-        model = runner.get_model()
-        if runner.use_aux_hidden_state_outputs:
-            raise ConfigError("guard's vLLM tap: found a drafter that reads auxiliary layers, expected none")
-        if not supports_eagle3(model):
-            raise ConfigError(
-                f"guard's vLLM tap: found {type(model).__name__}, which has no auxiliary outputs (vLLM's EAGLE3 "
-                f"interface), expected a model that has: docs/vllm.md lists them"
-            )
-        runner.use_aux_hidden_state_outputs = True
-        model.set_aux_hidden_state_layers(tuple(layers))
-
-    runner._setup_eagle3_aux_hidden_state_outputs = setup  # noqa: SLF001 - looked for at start, see checks
 
 
 @dataclass(slots=True)
@@ -61,13 +35,15 @@ class Spent:
 
 
 class RunnerTap:
-    """Reads every step of a runner whose model hands out the pack's layers."""
+    """Reads every step of a runner that has loaded its model."""
 
-    def __init__(self, runner: Any, pack: Pack, encoder: BatchEncoder, sink: Sink, settings: TapSettings) -> None:
+    def __init__(
+        self, runner: Any, activations: Activations, encoder: BatchEncoder, sink: Sink, settings: TapSettings
+    ) -> None:
         self._runner = runner
+        self._activations = activations
         self._encoder = encoder
         self._sink = sink
-        self._hook_points = len(pack.hook_points)
         self._may_stop = settings.stop
         self._store_bytes = settings.store_mib << 20
         self._ledger: Ledger | None = None
@@ -94,14 +70,16 @@ class RunnerTap:
         started = time.perf_counter()
         # The batch's order is taken now: sampling may change it.
         batch = list(runner.input_batch.req_ids[: runner.input_batch.num_reqs])
-        # A drafter must see what it would see without us.
-        runner.execute_model_state = state._replace(aux_hidden_states=None)
-        runner.use_aux_hidden_state_outputs = False
+        ours = self._activations.auxiliary
+        if ours:  # a drafter must see what it would see without us
+            runner.execute_model_state = state._replace(aux_hidden_states=None)
+            runner.use_aux_hidden_state_outputs = False
         own = time.perf_counter() - started
         try:
             output = self._sample(grammar_output)
         finally:
-            runner.use_aux_hidden_state_outputs = True
+            if ours:
+                runner.use_aux_hidden_state_outputs = True
         started = time.perf_counter()
         self._guarded(self._read, batch, state, output)
         if self._may_stop:
@@ -210,14 +188,10 @@ class RunnerTap:
         scheduled = state.scheduler_output.num_scheduled_tokens
         lengths = [scheduled[engine_id] for engine_id in batch]
         total = sum(lengths)
-        layers = state.aux_hidden_states
-        if layers is None or len(layers) != self._hook_points:
-            found = None if layers is None else len(layers)
-            raise RuntimeError(f"auxiliary outputs: found {found}, expected {self._hook_points}")
         # Ids and positions as the model read them: with asynchronous scheduling only the device knows.
         ids = runner.input_ids.gpu[:total].cpu().numpy().astype(np.int32)  # copied: the buffer is reused
         positions = _first_positions(runner, lengths)
-        fired = self._encoder([layer[:total] for layer in layers], ids, lengths)
+        fired = self._encoder(self._activations.of(state, total), ids, lengths)
         drafts = state.scheduler_output.scheduled_spec_decode_tokens
         sampled = getattr(output, "sampled_token_ids", None)
         for index, engine_id in enumerate(batch):

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from guard.errors import ConfigError
 
 KEY = "guard"
+NOTED = "hook_points"  # within it, written by checks.note_hook_points
 
 
 class TapSettings(BaseModel):
@@ -31,7 +32,7 @@ def read(additional_config: Any) -> TapSettings | None:
     given = additional_config[KEY]
     if not isinstance(given, dict):
         raise ConfigError(f"additional_config.{KEY}: found {given!r}, expected an object with pack and taps")
-    own = {key: value for key, value in given.items() if key != "layers"}  # written by `checks.note_layers`
+    own = {key: value for key, value in given.items() if key != NOTED}
     try:
         return TapSettings(**own)
     except ValidationError as error:

@@ -99,12 +99,12 @@ class Likeness:
     probe: float
 
 
-def against_alone(told: Told, model: Path, waves, dtype: torch.dtype) -> Likeness:
+def against_alone(told: Told, model: Path, waves, dtype: torch.dtype, folder: Path = PACK) -> Likeness:
     """Reads every request alone with transformers, on the ids that it turned out to have, and compares.
 
     Asserts that every token of prompt and answer was told, but the last one that nothing was computed for.
     """
-    pack = load_pack(PACK)
+    pack = load_pack(folder)
     reader = TorchReader(model, [point.name for point in pack.hook_points], dtype=dtype)
     encode = BatchEncoder(ReferenceEncoder(), pack.hook_points)
     requests = [request for wave in waves for request in wave]

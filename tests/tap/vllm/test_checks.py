@@ -55,7 +55,11 @@ def test_the_tested_engine_passes():
         ({"model_config__runner_type": "pooling"}, {}, "runs as 'pooling', expected one that generates"),
         ({"kv_transfer_config": object()}, {}, "a KV connector"),
         ({"load_config__load_format": "dummy"}, {}, "load_format 'dummy', expected the model's own weights"),
-        ({"speculative_config": SimpleNamespace(method="eagle3")}, {}, "speculation by 'eagle3'"),
+        (
+            {"speculative_config": SimpleNamespace(method="eagle3")},
+            {},
+            "speculation by 'eagle3', expected ngram or draft",
+        ),
         (
             {},
             {"version": "0.33.1"},
@@ -78,28 +82,21 @@ def test_untested_runs_where_it_is_asked_for():
 
 
 def test_layers_of_the_shipped_pack():
-    assert checks.aux_layers(load_pack(PACK), 30) == (1, 8, 15, 23)
+    names = [point.name for point in load_pack(PACK).hook_points]
+    assert checks.aux_layers(names, 30) == (1, 8, 15, 23)
     with pytest.raises(ConfigError, match=r"'model.layers.22' in a model of 22 layers, expected layers 0 to 21"):
-        checks.aux_layers(load_pack(PACK), 22)
+        checks.aux_layers(names, 22)
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["model.layers.3.mlp"], r"'model.layers.3.mlp', expected the outputs of whole layers"),
-        (["model.layers.7", "model.layers.3"], r"layers \[7, 3\], expected each layer once"),
-    ],
-)
-def test_hook_points_that_cannot_be_read(names, message):
-    pack = SimpleNamespace(hook_points=[SimpleNamespace(name=name) for name in names])
-    with pytest.raises(ConfigError, match=message):
-        checks.aux_layers(pack, 30)
+@pytest.mark.parametrize("names", [["model.layers.3.mlp"], ["model.layers.7", "model.layers.3"], ["model.norm"]])
+def test_what_has_no_auxiliary_number_is_read_otherwise(names):
+    assert checks.aux_layers(names, 30) is None
 
 
-def test_layers_and_pack_enter_the_key_of_compiled_graphs():
+def test_hook_points_and_pack_enter_the_key_of_compiled_graphs():
     config = engine()
-    checks.note_layers(config, (1, 8), "abc")
-    assert config.additional_config["guard"] == {**GIVEN, "layers": [1, 8, "abc"]}
+    checks.note_hook_points(config, ("model.layers.7",), "abc")
+    assert config.additional_config["guard"] == {**GIVEN, "hook_points": ["model.layers.7", "abc"]}
     assert GIVEN.keys() == {"pack", "taps"}  # the caller's own is left alone
     assert read(config.additional_config) == read({"guard": GIVEN})  # a worker that starts later reads the same
 

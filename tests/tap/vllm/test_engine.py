@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from deploy.vllm import engine
+from guard.reader import weights
+from tests import random_pack
 from tests.conftest import REPOSITORY
-from tests.random_pack import write_random_pack
 from tests.tap.vllm.engines import EngineEndedError, against_alone, run
 
 pytestmark = [
@@ -125,6 +126,24 @@ def test_compiled_in_float32(tmp_path, model_folder, say):
     assert like.jaccard == 1.0
 
 
+@pytest.mark.parametrize("eager", [True, False])
+def test_hook_points_that_are_no_layers(tmp_path, model_folder, say, monkeypatch, eager):
+    """Read by a custom op, which must be a part of the compiled graph."""
+    monkeypatch.setattr(
+        random_pack, "HOOK_POINTS", ("model.layers.7.mlp", "model.layers.13", "model.layers.19.self_attn.o_proj")
+    )
+    pack = random_pack.write_random_pack(tmp_path / "pack", weights.fingerprint(model_folder))
+    rng = random.Random(7)
+    waves = [requests(rng, 24, longest=200)]
+    told = run(tmp_path, model_folder, waves, guard={"pack": str(pack)}, enforce_eager=eager)
+    assert "by a custom op" in told.log
+    like = against_alone(told, model_folder, waves, torch.float32, pack)
+    say(f"other hook points, {'eager' if eager else 'compiled'}", told, like)
+    assert like.hits > 1000
+    assert like.jaccard == 1.0
+    assert like.probe < 1e-3
+
+
 def test_a_blocked_request_ends_whatever_was_asked(tmp_path, model_folder):
     """Where a token that ends the request would not: no end is looked for, or none may be sampled yet."""
     rng = random.Random(6)
@@ -141,6 +160,6 @@ def test_a_blocked_request_ends_whatever_was_asked(tmp_path, model_folder):
 
 def test_a_pack_of_another_model_ends_the_start(tmp_path, model_folder):
     other = {"weights": "0" * 64, "tokenizer": "1" * 64}
-    pack = write_random_pack(tmp_path / "pack", other)
+    pack = random_pack.write_random_pack(tmp_path / "pack", other)
     with pytest.raises(EngineEndedError, match=r"model\.weights: found weights f0363c475d9e, expected 000000000000"):
         run(Path(tmp_path), model_folder, [], guard={"pack": str(pack)})
