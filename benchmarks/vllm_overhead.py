@@ -55,16 +55,18 @@ LOADS = (Load("prefill", 8, 700, 4), Load("decode", 8, 24, 96))
 class Ran:
     seconds: float
     time_per_output_token: float  # seconds, median over the requests
+    cpu_seconds: float  # of the server's processes
 
 
-def run(url: str, load: Load, seed: int) -> Ran:
+def run(server: engine.Engine, load: Load, seed: int) -> Ran:
     """Sends the load once; prompts are random ids, so that no two of them share a cached prefix."""
     rng = random.Random(seed)
     prompts = [[rng.randrange(100, 40_000) for _ in range(load.prompt_tokens)] for _ in range(load.requests)]
-    started = time.perf_counter()
+    started, used = time.perf_counter(), server.cpu_seconds()
     with ThreadPoolExecutor(load.requests) as pool:
-        paces = list(pool.map(lambda prompt: _one(url, prompt, load.new_tokens), prompts))
-    return Ran(time.perf_counter() - started, statistics.median(paces))
+        paces = list(pool.map(lambda prompt: _one(server.url, prompt, load.new_tokens), prompts))
+    seconds = time.perf_counter() - started
+    return Ran(seconds, statistics.median(paces), server.cpu_seconds() - used)
 
 
 def _one(url: str, prompt: list[int], new_tokens: int) -> float:
@@ -85,17 +87,18 @@ def _one(url: str, prompt: list[int], new_tokens: int) -> float:
     return (came[-1] - came[0]) / max(1, len(came) - 1)
 
 
-def measure(report: Report, load: Load, plain: str, guarded: str, pairs: int) -> None:
-    ran: dict[str, list[Ran]] = {plain: [], guarded: []}
+def measure(report: Report, load: Load, plain: engine.Engine, guarded: engine.Engine, pairs: int) -> None:
+    ran: dict[str, list[Ran]] = {plain.url: [], guarded.url: []}
     for pair in range(-1, pairs):  # the first pair warms up
-        for url in (plain, guarded) if pair % 2 else (guarded, plain):
-            once = run(url, load, seed=100 + pair)  # -1 and 1 would draw the same
+        for server in (plain, guarded) if pair % 2 else (guarded, plain):
+            once = run(server, load, seed=100 + pair)  # -1 and 1 would draw the same
             if pair >= 0:
-                ran[url].append(once)
+                ran[server.url].append(once)
+    before, after = ran[plain.url], ran[guarded.url]
     report.add(
         f"{load.name}: {load.requests} x ({load.prompt_tokens} + {load.new_tokens}) tokens",
-        [once.seconds for once in ran[guarded]],
-        ("without the guard", [once.seconds for once in ran[plain]]),
+        [once.seconds for once in after],
+        ("without the guard", [once.seconds for once in before]),
         "throughput against that without the guard",
         scale=1.0,
         unit="s",
@@ -104,17 +107,27 @@ def measure(report: Report, load: Load, plain: str, guarded: str, pairs: int) ->
     )
     report.add(
         f"{load.name}: time per output token",
-        [once.time_per_output_token for once in ran[guarded]],
-        ("without the guard", [once.time_per_output_token for once in ran[plain]]),
+        [once.time_per_output_token for once in after],
+        ("without the guard", [once.time_per_output_token for once in before]),
         "the time without the guard over this one",
         inverse=True,
         at_least=BAR,
+    )
+    report.add(
+        f"{load.name}: CPU time of the server",
+        [once.cpu_seconds for once in after],
+        ("without the guard", [once.cpu_seconds for once in before]),
+        "the CPU time without the guard over this one; the sidecar's is not in it",
+        scale=1.0,
+        unit="s",
+        inverse=True,
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.vllm_overhead", description=__doc__)
     parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--backend", default="auto", help="which implementation encodes")
     parser.add_argument("--eager", action="store_true", help="without compilation: starts in half the time")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "vllm_overhead.json")
     given = parser.parse_args()
@@ -125,16 +138,16 @@ def main() -> int:
         scratch = Path(name)
         taps = f"unix:{scratch}/taps.sock"
         stack.enter_context(sidecar(taps, pack, scratch / "guard.log"))
-        settings = {"pack": str(pack), "taps": taps}
+        settings = {"pack": str(pack), "taps": taps, "backend": given.backend}
         guarded = stack.enter_context(
             engine.serving(model, scratch / "guarded.log", guard=settings, arguments=arguments)
         )
         plain = stack.enter_context(engine.serving(model, scratch / "plain.log", arguments=arguments))
         report = Report("vllm_overhead")
         for load in LOADS:
-            measure(report, load, plain.url, guarded.url, given.pairs)
+            measure(report, load, plain, guarded, given.pairs)
         threading.Event().wait(31)  # the tap tells its own time every 30 seconds of steps
-        run(guarded.url, LOADS[1], seed=-2)
+        run(guarded, LOADS[1], seed=-2)
         own = _OWN.findall(guarded.log.read_text(encoding="utf-8", errors="replace"))[-1]
         version = httpx.get(f"{plain.url}/version", timeout=10).json()["version"]
     report.notes |= {
@@ -142,6 +155,7 @@ def main() -> int:
         "tokens of the guarded server": float(own[1]),
         "the tap's own time, us a token": float(own[2]),
         "the tap's own time, % of the steps'": float(own[3]),
+        "encoder": given.backend,
         "vLLM": f"{version}, bfloat16, {'eager' if given.eager else 'compiled'}",
     }
     info = load_pack(pack).info

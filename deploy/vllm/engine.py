@@ -27,6 +27,16 @@ class Engine:
     url: str  # http://127.0.0.1:PORT
     log: Path
     start_seconds: float
+    session: int  # of which all its processes are
+
+    def cpu_seconds(self) -> float:
+        """CPU time that its processes have used so far, user and system."""
+        ticks = 0
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with suppress(OSError):  # ended meanwhile
+                fields = stat.read_text().rpartition(")")[2].split()
+                ticks += int(fields[11]) + int(fields[12]) if int(fields[3]) == self.session else 0
+        return ticks / os.sysconf("SC_CLK_TCK")
 
     def metric(self, name: str) -> float:
         """Sum of a metric over its labels, as the server tells Prometheus."""
@@ -69,7 +79,7 @@ def serving(
     try:
         url = f"http://127.0.0.1:{port}"
         _await(process, url, log)
-        yield Engine(url, log, time.monotonic() - started)
+        yield Engine(url, log, time.monotonic() - started, process.pid)
     finally:
         _end(process)
 

@@ -13,7 +13,7 @@ from guard.kernels.stacked import StackedRows
 from guard.pack.loader import HookPointRows
 from guard.tap.vllm.fired import Fired
 
-_FEW = 64  # tokens up to which one product for all hook points is faster than one for each
+_FEW = 16  # tokens up to which one product for all hook points is faster than one for each
 
 
 def encode_rows(rows: HookPointRows) -> EncodeRows:
