@@ -85,8 +85,8 @@ class ServerConfig(_Section):
     listen: Annotated[tuple[str, ...], BeforeValidator(_one_or_more)] = Field(
         ("127.0.0.1:50051",), min_length=1, description="addresses: host:port, or unix:/path for a unix socket"
     )
-    taps: str = Field("", description="where taps connect, best a unix socket; callers must not reach it; empty: none")
     metrics: str = Field("127.0.0.1:9464", description="host:port of /metrics; empty turns it off")
+    taps: str = Field("", description="where taps connect, best a unix socket; callers must not reach it; empty: none")
     latent_metrics: bool = Field(True, description="count hits by latent (as many series as the pack has latents)")
     tls_certificate: Path | None = Field(None, description="PEM file of the server's certificate chain")
     tls_key: Path | None = Field(None, description="PEM file of the server's private key")

@@ -161,7 +161,7 @@ class Pipeline:
 
     def _absorb(self, reading: Reading, unit: Unit, fresh: int, *, keep_details: bool) -> None:
         count = len(unit.encoded[0].probe) if unit.encoded else 0
-        hits = self._join(unit.encoded)
+        hits = self.join(unit.encoded)
         self.count_hits(self.absorb_hits(reading, hits, fresh, count, keep_details=keep_details))
 
     def count_hits(self, rows: Sequence[Ints]) -> None:
@@ -193,7 +193,7 @@ class Pipeline:
                 reading.details.setdefault(phase, []).append((part, where[chosen]))
         return counted
 
-    def _join(self, encoded: Sequence[Encoded]) -> Hits | None:
+    def join(self, encoded: Sequence[Encoded]) -> Hits | None:
         """Hits of all hook points, rows numbered through the pack; None where an activation is not finite."""
         if not all(e.finite for e in encoded):
             return None

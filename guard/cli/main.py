@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from guard.cli import check, config, demo, exits, features, lab, pack, serve, watch, weights
+from guard.cli import check, config, demo, exits, features, lab, pack, serve, tap, watch, weights
 from guard.cli.terminal import visible
 from guard.errors import GuardError, PackError
 
@@ -28,6 +28,7 @@ app.add_typer(features.app, name="features")
 app.add_typer(pack.app, name="pack")
 app.add_typer(weights.app, name="weights")
 app.add_typer(config.app, name="config")
+app.add_typer(tap.app, name="tap")
 app.add_typer(lab.app, name="lab")
 
 

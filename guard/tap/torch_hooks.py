@@ -175,7 +175,6 @@ class TorchTap:
         position = torch.where(real, real.long().cumsum(dim=1) - 1, -1)  # [B, past + T]
         if not self._goes_on(cache, past, ids.shape[0]):
             self._begin(position, past)
-        self._cache = cache
         self._forward = _Forward(ids, position[:, -width:])
 
     def _goes_on(self, cache: Any, past: int, size: int) -> bool:
@@ -217,8 +216,9 @@ class TorchTap:
 
         return hook
 
-    def _after(self, *_: object) -> None:
+    def _after(self, _model: object, _args: object, output: Any) -> None:
         forward, self._forward = self._forward, None
+        self._cache = getattr(output, "past_key_values", None)  # the first forward makes one
         if forward is None or len(forward.seen) != len(self._points):
             return
         with torch.no_grad():

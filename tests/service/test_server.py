@@ -258,7 +258,14 @@ def test_reflection_describes_the_service(server):
         reflected = ProtoReflectionDescriptorDatabase(channel)
         assert set(reflected.get_services()) >= {"guard.v1.GuardService", "grpc.health.v1.Health"}
         service = DescriptorPool(reflected).FindServiceByName("guard.v1.GuardService")
-    assert [method.name for method in service.methods] == ["Check", "Watch", "ListFeatures", "GetFeature", "GetPack"]
+    assert [method.name for method in service.methods] == [
+        "Check",
+        "Watch",
+        "Follow",
+        "ListFeatures",
+        "GetFeature",
+        "GetPack",
+    ]
 
 
 def test_a_health_watch_hears_of_the_end_and_does_not_hold_it_up():

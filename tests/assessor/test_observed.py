@@ -1,0 +1,239 @@
+"""Requests that a tap tells of: the verdict is reader mode's on the same tokens, and what is not told is not assessed."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from guard.errors import ConfigError
+from guard.records import Action, CheckOptions, Phase
+from guard.tap.protocol import Ended, Missed, Step
+from tests.assessor.given import heads, phase_of, scores
+from tests.tap.given import BLOCKED, CHAT, HARMLESS, asked, info_of, observed_by, told, verdict_of
+
+
+@pytest.fixture
+def observed(assessor):
+    return observed_by(assessor)
+
+
+@pytest.fixture
+def link(assessor, observed):
+    return observed.connect(info_of(assessor))
+
+
+def tell(link, request, cuts, end="stop"):
+    for begin, stop in itertools.pairwise(cuts):
+        link.take(request.step(begin, stop))
+    if end:
+        link.take(request.ended(end))
+
+
+def reasons(verdict):
+    return [(m.reason, m.phase) for m in verdict.not_assessed]
+
+
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize(
+    "given", [asked(CHAT, HARMLESS), asked(HARMLESS, "Bien sûr 🙂🎉: 好的 面包。"), asked(BLOCKED)]
+)
+def test_the_verdict_is_that_of_reader_mode(assessor, observed, link, given, size):
+    request = told(assessor, given)
+    tell(link, request, [*range(0, len(request.ids), size), len(request.ids)])
+    found, wanted = verdict_of(observed, "r"), assessor.check(given)
+    assert scores(found) == pytest.approx(scores(wanted), abs=1e-4)
+    assert [p.tokens_read for p in found.phases] == [p.tokens_read for p in wanted.phases]
+    assert (found.not_assessed, found.pack, found.policy, found.model) == ((), wanted.pack, wanted.policy, wanted.model)
+    for name, head in heads(wanted).items():
+        told_of = {a.latent: a.spans for a in heads(found)[name].attributions}
+        for a in head.attributions:
+            places = [(s.start, s.end, s.message) for s in a.spans]
+            assert [(s.start, s.end, s.message) for s in told_of.get(a.latent, a.spans)] == places
+
+
+def test_rows_that_come_again_change_nothing(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    size = len(request.ids)
+    for begin, end in ((0, 10), (5, 12), (0, 10), (0, size), (size - 1, size)):
+        link.take(request.step(begin, end))
+    assert scores(verdict_of(observed, "r")) == pytest.approx(
+        scores(assessor.check(asked(HARMLESS, "It is done."))), abs=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "phases"),
+    [
+        (8, 20, [Phase.PROMPT]),
+        (-4, -2, [Phase.COMPLETION]),
+        (0, 20, [Phase.PROMPT]),
+        (20, -2, [Phase.PROMPT, Phase.COMPLETION]),
+    ],
+)
+def test_a_gap_is_not_assessed_and_other_phases_are(assessor, observed, link, begin, end, phases):
+    request = told(assessor, asked(HARMLESS, "It is done now, and the bread is good."))
+    size = len(request.ids)
+    begin, end = begin % size, end % size
+    tell(link, request, [0, begin], end="")
+    tell(link, request, [end, size])
+    verdict = verdict_of(observed, "r")
+    assert verdict.action is Action.NOT_ASSESSED
+    assert reasons(verdict) == [("rows_missing", phase) for phase in phases]
+    assert f"rows of positions {begin} to {end - 1} never came" in verdict.not_assessed[0].detail
+    for phase in Phase:
+        assert (phase_of(verdict, phase).action is Action.NOT_ASSESSED) == (phase in phases)
+
+
+def test_rows_missing_at_the_end_are_missed(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    tell(link, request, [0, len(request.ids) - 1], end="")
+    assert verdict_of(observed, "r").action is Action.ALLOW
+    link.take(request.ended("stop"))
+    assert reasons(verdict_of(observed, "r")) == [("rows_missing", Phase.COMPLETION)]
+
+
+def test_a_prompt_that_was_not_read_whole_is_not_assessed(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS))
+    link.take(request.step(0, 12))
+    link.take(request.ended("abort", tokens=12))
+    assert reasons(verdict_of(observed, "r")) == [("rows_missing", Phase.PROMPT)]
+
+
+def test_missed_rows_and_rows_that_never_began_are_not_assessed(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    link.take(
+        Step((request.rows(0, len(request.ids) - 2),), (Missed("r", "a step was dropped"), Missed("other", "dropped")))
+    )
+    assert (reasons(verdict_of(observed, "r")), verdict_of(observed, "r").not_assessed[0].detail) == (
+        [("rows_missing", Phase.COMPLETION)],
+        "a step was dropped",
+    )
+    assert verdict_of(observed, "other").action is Action.NOT_ASSESSED
+    link.take(Step(ended=(Ended("third", "stop", 9), Ended("fourth", "abort", 0))))
+    assert [verdict_of(observed, name).action for name in ("third", "fourth")] == ["not_assessed", "not_assessed"]
+
+
+def test_another_request_of_the_same_id_cannot_pass_as_the_first(assessor, observed, link):
+    link.take(told(assessor, asked(HARMLESS)).step(0, 30))
+    link.take(told(assessor, asked(BLOCKED)).step(0, 40))
+    verdict = verdict_of(observed, "r")
+    assert verdict.action is Action.NOT_ASSESSED
+    assert {m.detail for m in verdict.not_assessed} == {"another request of the same id came while this one was open"}
+
+
+def test_an_id_may_serve_again_once_its_request_has_ended(assessor, observed, link):
+    for given in (asked(BLOCKED), asked(HARMLESS)):
+        request = told(assessor, given)
+        tell(link, request, [0, len(request.ids)])
+        assert verdict_of(observed, "r").action == assessor.check(given).action
+
+
+def test_activations_that_are_not_finite_are_not_assessed(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    half = request.prompt_tokens
+    link.take(request.step(0, half))
+    nothing = {"token": np.empty(0, np.int32), "row": np.empty(0, np.int32), "value": np.empty(0, np.float32)}
+    link.take(Step((request.rows(half, len(request.ids), finite=False, **nothing),)))
+    assert reasons(verdict_of(observed, "r")) == [("non_finite", Phase.COMPLETION)]
+
+
+def test_rows_that_no_pack_has_spoil_their_own_request_alone(assessor, observed, link):
+    good, bad = told(assessor, asked(HARMLESS), "good"), told(assessor, asked(HARMLESS), "bad")
+    rows = bad.rows(0, len(bad.ids))
+    link.take(Step((bad.rows(0, len(bad.ids), row=rows.row + 100_000), good.rows(0, len(good.ids)))))
+    assert (verdict_of(observed, "good").action, verdict_of(observed, "bad").action) == ("allow", "not_assessed")
+
+
+def test_a_block_stops_the_request_until_it_has_ended_and_is_never_taken_back(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, f"{BLOCKED} {HARMLESS * 6}"))
+    for begin in range(len(request.ids)):
+        link.take(request.step(begin, begin + 1))
+        if link.stops:
+            break
+    assert (link.stops, begin >= request.prompt_tokens) == ({"r"}, True)
+    tell(link, request, [begin + 1, len(request.ids)], end="")
+    verdict = verdict_of(observed, "r")
+    assert verdict.action is Action.BLOCK
+    violence = heads(verdict)[Phase.COMPLETION, "violence", "harm"]
+    assert violence.score < violence.block_at  # by now: what came later thinned it out
+    link.take(request.ended())
+    assert not link.stops
+    assert verdict_of(observed, "r").action is Action.BLOCK
+
+
+@pytest.mark.parametrize(("stop", "stopped"), [([], False), (["completion"], False), (["prompt"], True)])
+def test_the_settings_say_which_phases_block_stops(assessor, stop, stopped):
+    observed = observed_by(assessor, stop=stop)
+    link = observed.connect(info_of(assessor))
+    request = told(assessor, asked(BLOCKED))
+    link.take(request.step(0, len(request.ids) - 2))
+    assert not link.stops  # a prompt is judged once it is whole
+    link.take(request.step(len(request.ids) - 2, len(request.ids)))
+    assert link.stops == ({"r"} if stopped else set())
+    assert verdict_of(observed, "r").action is Action.BLOCK
+
+
+def test_a_tap_that_goes_away_leaves_its_open_requests_not_assessed(assessor, observed, link):
+    done, left = told(assessor, asked(HARMLESS), "done"), told(assessor, asked(HARMLESS, "It is"), "left")
+    tell(link, done, [0, len(done.ids)])
+    link.take(left.step(0, len(left.ids)))
+    link.close()
+    assert verdict_of(observed, "done").action is Action.ALLOW
+    assert reasons(verdict_of(observed, "left")) == [("tap_lost", Phase.COMPLETION)]
+    assert observed.trouble == "a tap of transformers went away with 1 requests open"
+    again = observed.connect(info_of(assessor))
+    assert observed.trouble  # until it brings rows
+    again.take(told(assessor, asked(HARMLESS), "next").step(0, 9))
+    assert not observed.trouble
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"pack_hash": "0" * 64},
+            "pack: found hash 000000000000, expected {hash} (.*): give the engine's tap and this sidecar the same pack",
+        ),
+        (
+            {"hook_points": ("model.layers.1",)},
+            "hook points: found model.layers.1, expected model.layers.0, .*: tap the pack's own",
+        ),
+        (
+            {"model": "1" * 64},
+            "model: found weights 111111111111, expected .*: serve that model, or set reader.allow_unverified = true",
+        ),
+        ({"engine": "other"}, "engine: found 'other', expected one of transformers, vllm"),
+        (
+            {"engine": "vllm", "engine_version": "0.9.1"},
+            "vllm: found version 0.9.1, expected 0.32.x: install that, or set taps.allow_untested = true",
+        ),
+    ],
+)
+def test_a_tap_that_does_not_fit_is_refused_and_told_what_to_do(assessor, observed, change, message):
+    with pytest.raises(ConfigError, match=message.format(hash=assessor.pack.hash[:12])):
+        observed.connect(info_of(assessor, **change))
+    assert observed.trouble.startswith("a tap was refused: ")
+
+
+def test_requests_are_bounded_in_number_and_age(assessor):
+    observed = observed_by(assessor, sessions=2, keep_seconds=60, idle_seconds=60)
+    link = observed.connect(info_of(assessor))
+
+    def age(request):
+        request.last_used -= 61
+        observed._swept = time.monotonic() - 5
+        link.take(Step())
+
+    for name in ("a", "b", "c"):
+        link.take(told(assessor, asked(HARMLESS), name).step(0, 30))
+    assert known(observed, "c") is None  # its rows were passed over
+    age(observed._requests["a"])
+    assert reasons(verdict_of(observed, "a")) == [("tap_lost", Phase.PROMPT)]
+    assert known(observed, "b").finish_reason == ""
+    age(observed._ended["a"])
+    assert known(observed, "a") is None
+
+
+def known(observed, name):
+    return observed.progress(CheckOptions(request_id=name), observed._pipeline.pack.domains)

@@ -1,0 +1,265 @@
+"""Taps and followers over gRPC, with the real reader's hits: what arrives, what is lost, and what is said about it."""
+
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from guard.errors import InvalidInput, NotFound
+from guard.records import Action, CheckOptions
+from guard.service import wire
+from guard.service.client import GuardClient
+from guard.service.sink import GrpcSink
+from guard.tap.protocol import Missed, Step
+from tests.assessor.given import scores
+from tests.service.running import make_config, running
+from tests.tap.given import BLOCKED, HARMLESS, asked, info_of, observed_by, told
+
+
+@pytest.fixture
+def address(tmp_path):
+    return f"unix:{tmp_path}/taps.sock"
+
+
+@pytest.fixture
+def serving(assessor, address):
+    """Starts a sidecar over the assessor that is loaded already: requests of its own, short times."""
+
+    def start(**taps):
+        config = make_config(server={"taps": address}, taps={"wait_seconds": 0.5} | taps)
+        assessor.observed = observed_by(assessor, **config.taps.model_dump())
+        assessor.config = config
+        return running(config, assessor)
+
+    before = assessor.config, assessor.observed
+    yield start
+    assessor.config, assessor.observed = before
+
+
+@pytest.fixture
+def server(serving):
+    with serving() as found:
+        yield found
+
+
+@pytest.fixture
+def client(server):
+    with GuardClient(server.address, timeout_s=20) as found:
+        yield found
+
+
+@pytest.fixture
+def sink(assessor, server, address):
+    made = GrpcSink(address, info_of(assessor))
+    yield made
+    made.close()
+
+
+def until(what, seconds=10.0):
+    ends = time.monotonic() + seconds
+    while not (found := what()) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return found
+
+
+def health(server):
+    with grpc.insecure_channel(server.address) as channel:
+        asked_for = health_pb2.HealthCheckRequest(service="taps")
+        return health_pb2_grpc.HealthStub(channel).Check(asked_for, timeout=5).status
+
+
+def serves(server):
+    return health(server) == health_pb2.HealthCheckResponse.SERVING
+
+
+def told_whole(sink, request, step=1):
+    sink.send(request.step(0, request.prompt_tokens))
+    for begin in range(request.prompt_tokens, len(request.ids), step):
+        sink.send(request.step(begin, min(begin + step, len(request.ids))))
+    sink.send(request.ended())
+
+
+def outcome(client, request_id):
+    return list(client.follow(request_id))[-1]
+
+
+def test_a_followed_request_is_told_as_it_goes_and_ends_as_reader_mode_does(assessor, client, sink):
+    given = asked(HARMLESS, "Let it rest 🙂, and then cut it into slices.")
+    request = told(assessor, given, "f-1")
+    seen = []
+    follower = threading.Thread(target=lambda: seen.extend(client.follow("f-1")))
+    follower.start()
+    told_whole(sink, request)
+    follower.join(20)
+    last = seen[-1]
+    wanted = assessor.check(given)
+    assert scores(last.verdict) == pytest.approx(scores(wanted), abs=1e-4)
+    assert (last.verdict.request_id, last.verdict.action, last.finish_reason) == ("f-1", wanted.action, "stop")
+    assert (last.prompt_read, last.completion_read) == (request.prompt_tokens, len(request.ids) - request.prompt_tokens)
+    assert [s.completion_read for s in seen] == sorted(s.completion_read for s in seen)
+    assert seen[0].verdict is not None
+    assert scores(outcome(client, "f-1").verdict) == scores(last.verdict)  # also for whom comes late
+
+
+def test_a_block_reaches_the_tap_and_the_follower(assessor, client, sink):
+    request = told(assessor, asked(BLOCKED, "No."), "f-2")
+    sink.send(request.step(0, request.prompt_tokens))
+    assert until(sink.stops) == {"f-2"}
+    assert next(iter(client.follow("f-2"))).verdict.action is Action.BLOCK
+    sink.send(request.ended("guard", tokens=request.prompt_tokens))
+    assert not sink.stops()
+    assert (outcome(client, "f-2").finish_reason, outcome(client, "f-2").verdict.action) == ("guard", "block")
+
+
+def test_an_announced_request_without_rows_is_not_assessed_and_health_says_so(assessor, client, server, sink):
+    assert serves(server)
+    last = outcome(client, "never")
+    assert (last.finish_reason, last.verdict.action) == ("no_rows", "not_assessed")
+    assert (
+        last.verdict.not_assessed[0].detail
+        == "no tap has brought rows of this request within 0.5 s (taps.wait_seconds)"
+    )
+    assert until(lambda: not serves(server))
+    request = told(assessor, asked(HARMLESS), "comes")
+    follower = threading.Thread(target=lambda: outcome(client, "comes"))
+    follower.start()
+    assert until(lambda: "comes" in assessor.observed._followers)
+    told_whole(sink, request)
+    follower.join(20)
+    assert until(lambda: serves(server))
+
+
+def test_what_cannot_be_followed_is_refused(client, server):
+    with pytest.raises(InvalidInput, match="request_id: found none"):
+        list(client.follow(""))
+    with pytest.raises(InvalidInput, match="token_detail: cannot be had of a tapped request"):
+        list(client.follow("x", options=CheckOptions(token_detail=True)))
+    with pytest.raises(NotFound, match="unknown domain 'weather'"):
+        list(client.follow("x", options=CheckOptions(domains=("weather",))))
+
+
+def test_callers_cannot_reach_the_taps_service_nor_taps_the_callers(server, address):
+    for where, method in ((server.address, "/guard.v1.TapService/Observe"), (address, "/guard.v1.GuardService/Check")):
+        with grpc.insecure_channel(where) as channel, pytest.raises(grpc.RpcError) as seen:
+            channel.unary_unary(method)(b"", timeout=5)
+        assert seen.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_a_refused_tap_is_told_what_to_do_and_its_engine_goes_on(assessor, server, address):
+    sink = GrpcSink(address, info_of(assessor, pack_hash="0" * 64))
+    try:
+        assert until(lambda: sink.refused).endswith("give the engine's tap and this sidecar the same pack")
+        sink.send(Step())
+        assert not sink.connected
+        assert until(lambda: not serves(server))
+    finally:
+        sink.close(timeout_s=0.1)
+
+
+def test_a_tap_that_breaks_leaves_its_open_requests_not_assessed(assessor, client, server, address):
+    request = told(assessor, asked(HARMLESS, "It is done."), "cut")
+    with grpc.insecure_channel(address) as channel:
+        sent = [wire.request_bytes(info_of(assessor)), wire.request_bytes(request.step(0, request.prompt_tokens))]
+        waiting = threading.Event()
+
+        def requests():
+            yield from sent
+            waiting.wait(20)
+
+        call = channel.stream_stream("/guard.v1.TapService/Observe", None, wire.read_response)(requests())
+        assert next(call) == (True, "")
+        stream = client.follow("cut")
+        assert next(stream).verdict.action is Action.ALLOW
+        call.cancel()
+        waiting.set()
+    last = list(stream)[-1]
+    assert (last.finish_reason, last.verdict.action) == ("lost", "not_assessed")
+    assert [m.reason for m in last.verdict.not_assessed] == ["tap_lost"]
+    assert until(lambda: not serves(server))
+
+
+def test_without_a_sidecar_the_engine_goes_on_and_later_requests_are_assessed(assessor, serving, address):
+    sink = GrpcSink(address, info_of(assessor), queue_steps=4)
+    early, late = (
+        told(assessor, asked(HARMLESS, "It is done and over."), "early"),
+        told(assessor, asked(HARMLESS, "It is."), "late"),
+    )
+    try:
+        started = time.monotonic()
+        told_whole(sink, early)
+        assert time.monotonic() - started < 0.5
+        assert sink.dropped
+        with serving() as server, GuardClient(server.address, timeout_s=20) as client:
+            assert until(lambda: sink.connected)
+            last = outcome(client, "early")
+            assert (last.verdict.action, {m.reason for m in last.verdict.not_assessed}) == (
+                "not_assessed",
+                {"rows_missing"},
+            )
+            told_whole(sink, late, step=3)
+            assert outcome(client, "late").verdict.action is Action.ALLOW
+            assert outcome(client, "late").verdict.not_assessed == ()
+    finally:
+        sink.close()
+
+
+def test_a_sidecar_that_restarts_under_load_assesses_what_begins_later(assessor, serving, address):
+    sink = GrpcSink(address, info_of(assessor))
+    given = asked(HARMLESS, "It is done.")
+    ending, made = threading.Event(), []
+
+    def load():
+        while not ending.is_set():
+            request = told(assessor, given, f"load-{len(made)}")
+            made.append(request.request_id)
+            told_whole(sink, request)
+
+    engine = threading.Thread(target=load)
+    try:
+        with serving():
+            engine.start()
+            assert until(lambda: sink.connected and len(made) > 3)
+        cut = len(made)
+        with serving() as server, GuardClient(server.address, timeout_s=20) as client:
+            assert until(lambda: sink.connected and len(made) > cut + 3, 20)
+            ending.set()
+            engine.join(20)
+            assert outcome(client, made[-1]).verdict.not_assessed == ()
+            verdicts = [outcome(client, name).verdict for name in made[cut - 2 :]]
+            assert {v.action for v in verdicts} <= {Action.ALLOW, Action.NOT_ASSESSED}
+            assert all(v.not_assessed for v in verdicts if v.action is Action.NOT_ASSESSED)
+    finally:
+        ending.set()
+        engine.join(20)
+        sink.close()
+
+
+def test_what_passed_is_counted_by_engine(assessor, server, client, sink):
+    request = told(assessor, asked(HARMLESS, "It is done."), "counted")
+    told_whole(sink, request)
+    outcome(client, "counted")
+    sink.send(Step(missed=(Missed("gone", "dropped"),)))
+
+    def found():
+        with urllib.request.urlopen(f"http://{server.bound.metrics}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        told_of = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
+        return told_of if told_of.get('guard_tap_requests{engine="transformers"}') == "1.0" else None
+
+    values = until(found)
+    assert values['guard_tap_connections{engine="transformers"}'] == "1.0"
+    assert values['guard_tap_tokens_total{engine="transformers"}'] == f"{len(request.ids)}.0"
+    rows = 1 + len(request.ids) - request.prompt_tokens
+    assert values['guard_tap_rows_total{engine="transformers"}'] == f"{rows}.0"
+    assert values['guard_requests_total{action="allow",method="observe",phase="completion"}'] == "1.0"
+
+
+def test_the_sink_needs_no_torch():
+    program = "import sys, guard.service.sink, guard.tap; print(*sorted({'torch', 'transformers', 'pydantic', 'guard.pack.loader'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.returncode) == ([], 0), done.stderr
