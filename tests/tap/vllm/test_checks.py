@@ -7,8 +7,8 @@ import pytest
 from guard.errors import ConfigError
 from guard.pack.loader import load_pack
 from guard.tap.vllm import checks
-from guard.tap.vllm.settings import read
-from tests.conftest import PACK
+from guard.tap.vllm.settings import TapSettings, read
+from tests.conftest import PACK, REPOSITORY
 
 GIVEN = {"pack": str(PACK), "taps": "unix:/run/guard.sock"}
 
@@ -121,3 +121,10 @@ def test_settings_name_the_key(given, message):
 def test_without_the_setting_there_is_no_tap():
     assert read({}) is None
     assert read({"other": 1}) is None
+
+
+def test_every_setting_is_documented():
+    page = (REPOSITORY / "docs" / "vllm.md").read_text(encoding="utf-8")
+    for name in TapSettings.model_fields:
+        assert f"| `{name}` |" in page
+    assert all(version in page for version in checks.TESTED)
