@@ -81,6 +81,11 @@ def run(folder: Path, model: Path, waves, *, stop=None, guard=None, **arguments)
     log = (folder / "log").read_text(errors="replace")
     if ended.returncode:
         raise EngineEndedError(log)
+    return read(folder, log)
+
+
+def read(folder: Path, log: str) -> Told:
+    """What a run left in its folder."""
     out = json.loads((folder / "out.json").read_text())
     with (folder / "record").open("rb") as file:
         told = Told(pickle.load(file), out["waves"], out["counters"], log)  # noqa: S301 - a file of our own
