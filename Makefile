@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install -c constraints.txt -e
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo weights demo test vllm-setup vllm-demo vllm-test check format-check lint types imports proto-lint proto-fresh proto format clean
+.PHONY: help setup setup-demo weights demo test bench vllm-setup vllm-demo vllm-test check format-check lint types imports proto-lint proto-fresh proto format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ demo: setup-demo weights ## start Guard and send it a few prompts; ONCE=1 ends a
 
 test: setup weights ## run every test; ARGS="-k reader" goes to pytest
 	$(BIN)/python -m pytest $(ARGS)
+
+bench: setup weights ## run every benchmark suite of the CPU; ARGS="shapes scale" names some
+	$(BIN)/python -m benchmarks $(ARGS)
 
 # vLLM lives in .build/vllm, an environment of its own (3.4 GB): docs/vllm.md.
 vllm-setup: | $(BIN)/python

@@ -10,13 +10,26 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import batching, encode, latency, streaming
+from benchmarks import batching, encode, latency, prefixes, scale, service, shapes, streaming, streams, waiting
 from benchmarks.figures import Report, table
 from benchmarks.machine import describe
+from benchmarks.peers import suite as peers
 from guard.config import DEFAULT_PACK
 from guard.pack.loader import load_pack
 
-SUITES = {"latency": latency.run, "batching": batching.run, "streaming": streaming.run, "encode": encode.run}
+SUITES = {
+    "latency": latency.run,
+    "batching": batching.run,
+    "streaming": streaming.run,
+    "encode": encode.run,
+    "shapes": shapes.run,
+    "scale": scale.run,
+    "peers": peers.run,
+    "service": service.run,
+    "waiting": waiting.run,
+    "prefixes": prefixes.run,
+    "streams": streams.run,
+}
 RESULTS = Path(__file__).parent / "results"
 
 

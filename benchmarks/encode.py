@@ -1,5 +1,6 @@
-"""The rows of a pack on real activations: the encoder that serves, the truth, the bare product, the full width."""
+"""The rows of a pack on real activations: the encoders that serve, the truth, the bare product, the full width."""
 
+import statistics
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,8 +10,9 @@ from torch import Tensor
 from benchmarks.figures import Report, interleaved
 from benchmarks.given import assessing, text_of
 from guard.assessor import Assessor
+from guard.errors import ConfigError
 from guard.kernels import choice
-from guard.kernels.contract import Encoded, EncodeRows
+from guard.kernels.contract import Encoded, Encoder, EncodeRows
 from guard.kernels.reference import ReferenceEncoder
 
 LENGTHS = (16, 128, 1024)
@@ -30,6 +32,7 @@ def run(report: Report, pack: Path, repeats: int) -> None:
 
 def _figures(report: Report, x: list[Tensor], rows: list[EncodeRows], full: list[Tensor], repeats: int) -> None:
     tokens, served, truth = len(x[0]), choice.choose("auto"), ReferenceEncoder()
+    rounded = _rounded(report, x, rows)
     name = f"{served.name} encoder, {tokens} tokens"
     for one, own in zip(x, rows, strict=True):
         if why := _differ(served(one, own), truth(one, own)):
@@ -45,12 +48,14 @@ def _figures(report: Report, x: list[Tensor], rows: list[EncodeRows], full: list
 
         return measured
 
+    also = {"rounded": repeated(lambda one, n: rounded(one, rows[n]))} if rounded else {}
     seconds = interleaved(
         {
             "bare": repeated(lambda one, n: one @ rows[n].enc_rows.T),
             "served": repeated(lambda one, n: served(one, rows[n])),
             "reference": repeated(lambda one, n: truth(one, rows[n])),
             "full": repeated(lambda one, n: one @ full[n].T),
+            **also,
         },
         repeats,
     )
@@ -63,6 +68,34 @@ def _figures(report: Report, x: list[Tensor], rows: list[EncodeRows], full: list
         (f"full width's product, {tokens} tokens", "full"),
     ):
         report.add(named, per[case], baseline, scale=1e6, unit="us a token")
+    if rounded:
+        report.add(f"{rounded.name} encoder, {tokens} tokens", per["rounded"], baseline, scale=1e6, unit="us a token")
+
+
+def _rounded(report: Report, x: list[Tensor], rows: list[EncodeRows]) -> Encoder | None:
+    """The bfloat16 encoder where there is one; notes how many hits its rounding flips, and how far from a threshold."""
+    try:
+        encoder = choice.choose("cpu-bf16")
+    except ConfigError as error:
+        report.notes["cpu-bf16"] = str(error)
+        return None
+    flipped = hits = 0
+    margins, errors = [0.0], [0.0]
+    for one, own in zip(x, rows, strict=True):
+        pre, found = one @ own.enc_rows.T + own.bias, encoder(one, own)
+        fired = torch.zeros(pre.shape, dtype=torch.bool)
+        fired[found.token, found.row] = True
+        wrong = fired != (pre > own.threshold)
+        flipped, hits = flipped + int(wrong.sum()), hits + int((pre > own.threshold).sum())
+        margins += ((pre / own.threshold - 1).abs()[wrong]).tolist()
+        errors += (found.value / pre[found.token, found.row] - 1).abs().tolist()
+    label = f"cpu-bf16, {len(x[0])} tokens"
+    report.notes[f"{label}: hits flipped"] = f"{flipped} of {hits}"
+    report.notes[f"{label}: furthest flip, share of the threshold"] = max(margins)
+    report.notes[f"{label}: value's error, median and largest share"] = (
+        f"{statistics.median(errors):.2g}, {max(errors):.2g}"
+    )
+    return encoder
 
 
 def _differ(found: Encoded, expected: Encoded) -> str:

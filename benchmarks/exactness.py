@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 from sae_lens import SAE
 
-from guard.assessor.pipeline import encode_rows
+from guard.assessor.engine import encode_rows
 from guard.config import DEFAULT_PACK
 from guard.kernels import choice
 from guard.lab import shards

@@ -48,7 +48,7 @@ class Load:
         return self.requests * (self.prompt_tokens + self.new_tokens)
 
 
-LOADS = (Load("prefill", 8, 700, 4), Load("decode", 8, 24, 96))
+LOADS = (Load("prefill", 8, 400, 4), Load("decode", 8, 24, 64))
 
 
 @dataclass(frozen=True, slots=True)

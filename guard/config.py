@@ -40,14 +40,18 @@ class _Section(BaseModel):
 class ReaderConfig(_Section):
     """The model that Guard runs itself."""
 
-    model: str = Field("smollm2-135m-instruct", description="a Hugging Face folder, or the default model's name")
+    model: str = Field(
+        "smollm2-135m-instruct",
+        description="a Hugging Face folder, one that `guard export` made, or the default model's name",
+    )
     dtype: Literal["float32", "bfloat16", "auto"] = Field(
         "float32", description="float32 is exact; bfloat16 is faster where the processor has it"
     )
     threads: int = Field(0, ge=0, description="CPU threads; 0 takes every core of this process")
     window: int = Field(1024, ge=16, description="tokens read at once; longer text is read in overlapping windows")
     overlap: int = Field(128, ge=0, description="tokens that a window shares with the one before it")
-    batch_tokens: int = Field(2048, ge=16, description="padded tokens in one batch, at most")
+    batch_tokens: int = Field(512, ge=16, description="padded tokens in one batch, at most")
+    step_tokens: int = Field(256, ge=16, description="tokens of one text read at once: short texts wait no longer")
     queue_size: int = Field(256, ge=1, description="requests that may wait; one more is refused at once")
     allow_unverified: bool = Field(False, description="run a model that the pack was not made for, and say so")
 
@@ -55,7 +59,12 @@ class ReaderConfig(_Section):
 class SessionsConfig(_Section):
     """Open streams, each with a key-value cache."""
 
-    limit: int = Field(64, ge=1, description="open streams at most; one more is refused at once")
+    limit: int = Field(1024, ge=1, description="open streams at most; one more is refused at once")
+    cache_bytes: int = Field(
+        1 << 30,
+        ge=0,
+        description="bytes of all caches; over it, the stream idle longest loses its own and reads its window again",
+    )
     idle_seconds: float = Field(300.0, gt=0, description="a stream idle for longer is closed")
 
 
@@ -72,13 +81,23 @@ class TapsConfig(_Section):
     allow_untested: bool = Field(False, description="accept taps of engine versions that no test ran with")
 
 
+class PrefixesConfig(_Section):
+    """Chats kept for others that begin alike: a system prompt, earlier turns."""
+
+    limit: int = Field(32, ge=0, description="chats kept at most; 0 keeps none")
+    bytes: int = Field(256 << 20, ge=0, description="bytes of them all, at most")
+    idle_seconds: float = Field(300.0, gt=0, description="one that no chat used for longer is let go")
+
+
 class LimitsConfig(_Section):
     text_bytes: int = Field(1_048_576, ge=1, description="UTF-8 bytes of one request's text, at most")
     messages: int = Field(1024, ge=1, description="messages of one chat, at most")
 
 
 class EncodeConfig(_Section):
-    backend: Literal["auto", "reference", "cpu", "triton"] = Field("auto", description="which implementation encodes")
+    backend: Literal[
+        "auto", "reference", "cpu", "cpu-bf16", "numpy", "triton", "triton-bf16", "triton-int8", "triton-fp8"
+    ] = Field("auto", description="which implementation encodes")
 
 
 class ServerConfig(_Section):
@@ -109,6 +128,7 @@ class GuardConfig(_Section):
     encode: EncodeConfig = EncodeConfig()
     sessions: SessionsConfig = SessionsConfig()
     taps: TapsConfig = TapsConfig()
+    prefixes: PrefixesConfig = PrefixesConfig()
     limits: LimitsConfig = LimitsConfig()
     policy: PolicyConfig = PolicyConfig()
     server: ServerConfig = ServerConfig()

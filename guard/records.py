@@ -6,6 +6,7 @@ that they count in (0 for plain text).
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 
 class Role(StrEnum):
@@ -83,8 +84,7 @@ class CheckOptions:
     request_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class SpanContribution:
+class SpanContribution(NamedTuple):  # a verdict holds hundreds: made in a third of a dataclass's time
     start: int
     end: int
     contribution: float

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from guard.assessor.caches import Caches
 from guard.assessor.limits import check_input, chosen_domains
 from guard.assessor.observed import Observed
 from guard.assessor.observer import Observer
@@ -17,6 +18,10 @@ from guard.pack import catalogue
 from guard.reader.batching import Batcher, Job
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Phase, Verdict
 
+_SHORT = (
+    2048  # UTF-8 bytes whose tokens are made on the caller's thread, in less than 1 ms: a thread's start costs more
+)
+
 
 class Assessor:
     """Loads a pack and a reader, and answers from many threads; one worker thread owns the model."""
@@ -27,7 +32,8 @@ class Assessor:
         self.encode_backend, self.reader_dtype = pipeline.encode.name, pipeline.reader_dtype
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
-        # One thread for what surrounds the model (tokens, and the order of a stream's chunks), one that owns the model.
+        self.caches = Caches(config.sessions.cache_bytes)
+        # One thread for the tokens of long texts and of streams' chunks, one that owns the model.
         self.texts = ThreadPoolExecutor(1, "guard-text")
         self.batcher = Batcher(
             pipeline.run,
@@ -64,11 +70,14 @@ class Assessor:
         """Queues a check; cancelling frees its place. Raises InvalidInput, NotFound (a domain), Exhausted at once."""
         options = options or CheckOptions()
         domains = chosen_domains(options, self.pack.domains)
-        check_input(given, self.config.limits)
+        size = check_input(given, self.config.limits)
         self.batcher.admit()
         future: Future[Verdict] = Future()
         future.add_done_callback(lambda _: self.batcher.release())
-        self.hand_over(future, self._start_check, given, options, domains, future)
+        if size <= _SHORT and not isinstance(given.prompt, tuple):  # a chat goes through a template first
+            self._start_check(given, options, domains, future)
+        else:
+            self.hand_over(future, self._start_check, given, options, domains, future)
         return future
 
     def check(self, given: CheckInput, options: CheckOptions | None = None) -> Verdict:
@@ -86,20 +95,21 @@ class Assessor:
                 return
             states = {phase: self.pipeline.heads.new_state() for phase in Phase if phase in set(tokens.phase)}
             reading = Reading(tokens, states)
-            windows, units = self.pipeline.units(tokens)
+            plan = self.pipeline.plan_of(tokens, chat=isinstance(given.prompt, tuple))
             job: Job
 
             def finish(error: Exception | None) -> Verdict:
                 reading.timings["queue"] = (job.started_at or job.queued_at) - job.queued_at
                 scoring = time.perf_counter()
                 if error is None:
-                    placed = [(unit, window.fresh) for window, unit in zip(windows, units, strict=True)]
-                    self.pipeline.absorb(reading, placed, keep_details=options.token_detail)
+                    self.pipeline.absorb(reading, (*plan.known, *plan.reads), keep_details=options.token_detail)
+                    self.pipeline.keep(plan)
                 else:
                     reading.failed.update(reading.states)
                 return self.pipeline.verdict(reading, options, domains, "check", scoring)
 
-            job = Job(deque(units), lambda unit: len(unit.ids), finish, future)
+            units = deque(unit for unit, _ in plan.reads)
+            job = Job(units, lambda unit: len(unit.ids), finish, future, serial=True)
             reading.timings["tokenize"] = job.queued_at - started
             self.batcher.put(job)
         except Exception as error:  # noqa: BLE001 - the caller of the future gets it
@@ -149,6 +159,15 @@ class Assessor:
     @property
     def queue_depth(self) -> int:
         return self.batcher.depth
+
+    @property
+    def session_bytes(self) -> int:
+        """Memory of the open streams' caches."""
+        return self.caches.nbytes
+
+    @property
+    def prefix_bytes(self) -> int:
+        return self.pipeline.prefixes.nbytes
 
     @property
     def open_sessions(self) -> int:

@@ -66,15 +66,14 @@ def compare(
 def _by_reader(pipeline: Pipeline, text: str) -> tuple[TokenSequence, Verdict, _Cells]:
     tokens = pipeline.tokenize(CheckInput((Message(Role.USER, text),)))
     reading = Reading(tokens, {Phase.PROMPT: pipeline.heads.new_state()})
-    windows, units = pipeline.units(tokens)
+    plan = pipeline.plan_of(tokens, chat=False)
     cells: _Cells = set()
-    for window, unit in zip(windows, units, strict=True):
+    for unit, fresh in plan.reads:
         pipeline.run([unit])
         hits = pipeline.join(unit.encoded)
         if hits is not None:
-            cells |= set(zip((hits.token + window.fresh).tolist(), hits.row.tolist(), strict=True))
-    placed = [(unit, window.fresh) for unit, window in zip(units, windows, strict=True)]
-    pipeline.absorb(reading, placed, keep_details=False)
+            cells |= set(zip((hits.token + fresh).tolist(), hits.row.tolist(), strict=True))
+    pipeline.absorb(reading, plan.reads, keep_details=False)
     options = CheckOptions(max_attributions=0)
     verdict = pipeline.verdict(reading, options, pipeline.pack.domains, "check", time.perf_counter())
     return tokens, verdict, _scored(tokens, cells)

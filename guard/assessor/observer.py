@@ -1,8 +1,7 @@
 """What the assessor reports as it works; the service turns it into metrics."""
 
-from collections.abc import Sequence
-
 from guard.records import Verdict
+from guard.scoring.pooling import Ints
 
 
 class Observer:
@@ -11,8 +10,11 @@ class Observer:
     def verdict(self, verdict: Verdict, method: str) -> None:
         """A verdict is ready; `method` is `check`, `watch` or `observe`."""
 
-    def hits(self, counts: Sequence[int]) -> None:
-        """Hits since the last call, by row, in the order of `pack.latents`."""
+    def hits(self, counts: Ints) -> None:
+        """`counts [K]`: hits since the last call, by row, in the order of `pack.latents`."""
+
+    def prefix(self, tokens: int) -> None:
+        """A chat was looked up among those kept; `tokens` of it need not be read again."""
 
     def batch(self, sequences: int, tokens: int, seconds: dict[str, float]) -> None:
         """A batch was read; seconds by stage (read, encode)."""

@@ -6,20 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 
+from guard.assessor import engine
 from guard.assessor.observer import Observer
+from guard.assessor.prefixes import Prefix, Prefixes
 from guard.config import GuardConfig
 from guard.errors import ConfigError
-from guard.kernels import choice
-from guard.kernels.contract import Encoded, EncodeRows
+from guard.kernels.contract import Encoded
 from guard.pack import catalogue
-from guard.pack.loader import HookPointRows, check_model, load_pack
+from guard.pack.loader import check_model, load_pack
 from guard.policy import decide
 from guard.reader import weights
-from guard.reader.model import Activations, TorchReader, pick_dtype
-from guard.reader.sequence import TokenSequence, Window, WindowPlan, window_ids
-from guard.reader.stream import Stream
+from guard.reader.contract import Activations, Growing
+from guard.reader.sequence import TokenSequence, WindowPlan, window_ids
 from guard.reader.tokens import Piece, TextTokenizer
 from guard.records import (
     Action,
@@ -59,9 +58,20 @@ class Unit:
 
     ids: list[int]
     skip: int  # leading tokens that are context only
-    stream: Stream | None = None
+    stream: Growing | None = None
+    begins: tuple[Prefix, int] | None = None  # what a stream that has read nothing is to begin with
     encoded: tuple[Encoded, ...] = ()
     seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Plan:
+    """The units of a whole text, and beside each where its first new token stands."""
+
+    known: list[tuple[Unit, int]] = field(default_factory=list)  # of which nothing is left to read
+    reads: list[tuple[Unit, int]] = field(default_factory=list)
+    chat: tuple[list[int], int, Growing] | None = None  # ids, skip and stream of its first window, where it is kept
+    first: int = 0  # how many of `reads` are of that window
 
 
 class Pipeline:
@@ -84,17 +94,15 @@ class Pipeline:
         self.policy = decide.info(config.policy, chosen)
         names = tuple(catalogue.name(line) for line in self.pack.latents)
         self.heads = HeadSet(self.pack, chosen, decide.decide, names)
-        if config.reader.threads:
-            torch.set_num_threads(config.reader.threads)
-        dtype = pick_dtype(config.reader.dtype)
-        self.reader_dtype = str(dtype).removeprefix("torch.")
         self.tokenizer = TextTokenizer(folder)
-        self.reader = TorchReader(folder, [p.name for p in self.pack.hook_points], dtype=dtype)
+        started = engine.start(config, folder, self.pack)
+        self.reader, self.reader_dtype = started.reader, started.dtype
+        self.encode, self.rows = started.encode, started.rows
         self._check_reader(config)
-        self.encode = choice.choose(config.encode.backend)
         self.plan = WindowPlan(config.reader.window, config.reader.overlap)
+        self._step = config.reader.step_tokens
+        self.prefixes = Prefixes(config.prefixes)
         self.observer = Observer()
-        self.rows = [encode_rows(p) for p in self.pack.hook_points]
         self._row_offsets = np.cumsum([0, *(len(p.latents) for p in self.pack.hook_points)])
 
     def _check_reader(self, config: GuardConfig) -> None:
@@ -124,23 +132,54 @@ class Pipeline:
             return [self.tokenizer.text(prompt)]
         return self.tokenizer.chat(prompt, open_reply=open_reply)
 
-    def units(self, tokens: TokenSequence) -> tuple[list[Window], list[Unit]]:
-        """A whole text's windows, and the unit of reading for each."""
-        windows = list(self.plan.cover(len(tokens), sink=tokens.phase[0] is not None))
-        return windows, [
-            Unit(window_ids(tokens.ids, w, self.tokenizer.sink_id), skip=w.fresh - w.begin + w.sink) for w in windows
-        ]
+    def plan_of(self, tokens: TokenSequence, *, chat: bool) -> "Plan":
+        """How a whole text is read: its windows, long ones in several steps, and what a chat kept before spares."""
+        plan = Plan()
+        for window in self.plan.cover(len(tokens), sink=tokens.phase[0] is not None):
+            ids = window_ids(tokens.ids, window, self.tokenizer.sink_id)
+            skip = window.fresh - window.begin + window.sink
+            kept = chat and self.prefixes.enabled and not window.begin
+            stream = self.reader.new_stream() if kept or len(ids) > self._step else None
+            begin, begins = 0, None
+            if kept and stream is not None:
+                begins = self.prefixes.find(ids, skip)
+                self.observer.prefix(begins[1] if begins else 0)
+                if begins is not None:
+                    begin = begins[1]
+                    plan.known.append((Unit([], 0, encoded=begins[0].first(begin)), window.fresh))
+                plan.chat = (ids, skip, stream)
+            for at in range(begin, len(ids), self._step):
+                part = ids[at : at + self._step]
+                unit = Unit(part, min(max(0, skip - at), len(part)), stream, begins if at == begin else None)
+                plan.reads.append((unit, window.fresh + max(0, at - skip)))
+                plan.first += stream is not None and plan.chat is not None and plan.chat[2] is stream
+        return plan
+
+    def keep(self, plan: "Plan") -> None:
+        """Keeps the chat that was read by this plan, for others that begin alike."""
+        if plan.chat is not None:
+            ids, skip, stream = plan.chat
+            runs = [unit.encoded for unit, _ in (*plan.known, *plan.reads[: plan.first])]
+            self.prefixes.keep(ids, skip, stream, runs)
 
     def run(self, units: Sequence[Unit]) -> None:
-        """Reads and encodes one batch: whole windows together, or one step of a stream."""
+        """Reads and encodes one batch: whole windows together, and steps of streams together."""
         started = time.perf_counter()
-        read: list[Activations]
-        if units[0].stream is not None:
-            read = [self.reader.extend(units[0].stream, units[0].ids)]
-        else:
-            read = self.reader.read([unit.ids for unit in units])
+        whole = [unit for unit in units if unit.stream is None]
+        steps = [unit for unit in units if unit.stream is not None]
+        for unit in steps:
+            if unit.begins is not None and unit.stream is not None:
+                prefix, length = unit.begins
+                unit.stream.take(prefix.stream, length)
+        read: list[Activations] = []
+        if whole:
+            read += self.reader.read([unit.ids for unit in whole])
+        if steps:
+            read += self.reader.extend([(unit.stream, unit.ids) for unit in steps])
+            for unit in steps:
+                unit.stream = unit.begins = None  # whoever goes on with it holds it: a window read to its end is let go
         encoding = time.perf_counter()
-        for unit, seen in zip(units, read, strict=True):
+        for unit, seen in zip((*whole, *steps), read, strict=True):
             unit.encoded = tuple(
                 self.encode(seen[p.name][unit.skip :], rows)
                 for p, rows in zip(self.pack.hook_points, self.rows, strict=True)
@@ -166,7 +205,7 @@ class Pipeline:
 
     def count_hits(self, rows: Sequence[Ints]) -> None:
         if rows:
-            self.observer.hits(np.bincount(np.concatenate(rows), minlength=len(self.pack.latents)).tolist())
+            self.observer.hits(np.bincount(np.concatenate(rows), minlength=len(self.pack.latents)))
 
     def absorb_hits(
         self, reading: Reading, hits: Hits | None, fresh: int, count: int, *, keep_details: bool = False
@@ -176,21 +215,23 @@ class Pipeline:
         Returns the rows of the hits that counted, for `count_hits`.
         """
         counted = []
-        phases = np.array([_PHASES[p] for p in reading.tokens.phase[fresh : fresh + count]])  # [T]
+        phases = reading.tokens.phase[fresh : fresh + count]
         where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]
-        for phase, state in reading.states.items():
-            chosen = phases == _PHASES[phase]
-            if not chosen.any():
+        for phase in dict.fromkeys(phases):
+            if phase is None or phase not in reading.states:
                 continue
-            reading.read[phase] = reading.read.get(phase, 0) + int(chosen.sum())
+            chosen = np.array([p is phase for p in phases])
+            read = int(np.count_nonzero(chosen))
+            reading.read[phase] = reading.read.get(phase, 0) + read
+            state = reading.states[phase]
             if hits is None:
                 state.finite = False
                 continue
-            part = hits if chosen.all() else _select(hits, chosen)
-            state.add(part, where[chosen])
+            part, places = (hits, where) if read == count else (_select(hits, chosen), where[chosen])
+            state.add(part, places)
             counted.append(part.row)
             if keep_details:
-                reading.details.setdefault(phase, []).append((part, where[chosen]))
+                reading.details.setdefault(phase, []).append((part, places))
         return counted
 
     def join(self, encoded: Sequence[Encoded]) -> Hits | None:
@@ -266,22 +307,8 @@ def _problem(reading: Reading, phase: Phase) -> NotAssessed | None:
     return None
 
 
-_PHASES = {None: 0, Phase.PROMPT: 1, Phase.COMPLETION: 2}
-
-
 def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:
     """The hits of some tokens of a run, renumbered."""
     kept = chosen[hits.token]
     number = np.cumsum(chosen) - 1
     return Hits(number[hits.token[kept]], hits.row[kept], hits.value[kept], hits.probe[chosen])
-
-
-def encode_rows(rows: HookPointRows) -> EncodeRows:
-    """A pack's rows as the encoders take them."""
-    return EncodeRows(
-        enc_rows=torch.from_numpy(rows.enc_rows),
-        bias=torch.from_numpy(rows.bias),
-        threshold=torch.from_numpy(rows.threshold),
-        probe_rows=torch.from_numpy(rows.probe_rows),
-        probe_bias=torch.from_numpy(rows.probe_bias),
-    )

@@ -11,8 +11,8 @@ from guard.assessor.limits import check_input, check_size
 from guard.assessor.pipeline import Reading, Unit
 from guard.errors import InvalidInput, SessionExpired
 from guard.reader.batching import Job
+from guard.reader.contract import Growing
 from guard.reader.sequence import TokenSequence, Window
-from guard.reader.stream import Stream
 from guard.reader.tokens import Piece, check_text
 from guard.records import CheckInput, CheckOptions, Message, Phase, Verdict
 
@@ -31,7 +31,7 @@ class Session:
         self._assessor, self._options, self._domains = assessor, options, domains
         self._pipeline = assessor.pipeline
         self._reading = Reading(TokenSequence(), {})
-        self._stream: Stream | None = None
+        self._stream: Growing | None = None
         self._window: Window | None = None
         self._read_to = 0
         self._text: dict[Phase, str] = dict.fromkeys(Phase, "")  # held: not yet settled into tokens
@@ -85,7 +85,15 @@ class Session:
         for _, future in waiting:
             future.cancel()
         self._stream = None
+        self._assessor.caches.forget(self)
         self._assessor.forget(self)
+
+    def drop_cache(self) -> bool:
+        """Frees the keys and values of a stream that stands idle: its next chunk reads the window anew."""
+        with self._lock:
+            if not self.busy:
+                self._stream = None
+            return not self.busy
 
     def expire(self) -> None:
         self._expired = True
@@ -153,9 +161,12 @@ class Session:
                     unread = self._reading.tokens.phase[units[0][1] :]
                     self._reading.failed.update(phase for phase in unread if phase is not None)
                 self.last_used = time.monotonic()
+                self._assessor.caches.count(self, self._stream.nbytes if self._stream is not None else 0)
+                if self._closed:  # meanwhile
+                    self._assessor.caches.forget(self)
                 return self._pipeline.verdict(self._reading, self._options, self._domains, "watch", scoring)
 
-            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future, alone=True)
+            job = Job(deque(unit for unit, _ in units), lambda unit: len(unit.ids), finish, future, serial=True)
             if units:
                 self._assessor.batcher.put(job)
             elif future.set_running_or_notify_cancel():
@@ -230,7 +241,7 @@ class Session:
                 window, self._stream = plan.after(window), None
             context: list[int] = []
             if self._stream is None:
-                self._stream = Stream()
+                self._stream = self._pipeline.reader.new_stream()
                 context = [self._pipeline.tokenizer.sink_id] * window.sink + tokens.ids[window.begin : begin]
             self._window = window
             end = min(len(tokens), window.end)

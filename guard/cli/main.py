@@ -7,7 +7,7 @@ from typing import Annotated, TextIO
 
 import typer
 
-from guard.cli import check, config, demo, exits, features, lab, pack, serve, tap, watch, weights
+from guard.cli import check, config, demo, exits, export, features, lab, pack, serve, tap, watch, weights
 from guard.cli.terminal import visible
 from guard.errors import GuardError, PackError
 
@@ -24,6 +24,7 @@ check.register(app)
 watch.register(app)
 serve.register(app)
 demo.register(app)
+export.register(app)
 app.add_typer(features.app, name="features")
 app.add_typer(pack.app, name="pack")
 app.add_typer(weights.app, name="weights")

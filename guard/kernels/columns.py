@@ -9,6 +9,7 @@ from torch import Tensor
 from guard.kernels.contract import EncodeRows
 from guard.kernels.fused import GRAIN
 
+_LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 _DEPTH = 256  # the deepest tile of any configuration: rows padded to it need no mask
 
 
@@ -19,7 +20,8 @@ class Columns:
     Hits carry a row's number through all hook points in their order, as a pack numbers them; so do probes.
     """
 
-    rows: Tensor  # [C, D padded] in the dtype that products take
+    rows: Tensor  # [C, D padded] in the dtype that they are kept in
+    gain: Tensor | None  # [C] float32, what a row of 8 bits is multiplied by; None for floats of 16 or 32
     bias: Tensor  # [C] float32
     threshold: Tensor  # [C] float32, infinite where the column is no latent
     rise: Tensor  # [C] float32, scale less threshold; 1 where there is no scale
@@ -43,7 +45,8 @@ class Columns:
 
         `scales [K]` of each hook point end the rise of its gates; only pooled sums need them. `dtype` float32 keeps
         the contract's precision. A half dtype rounds every row once and multiplies activations of that same dtype on
-        tensor cores, sums still being float32.
+        tensor cores, sums still being float32. int8 and float8_e4m3fn round each row by its own gain (`rounded`), and
+        multiply in the activations' dtype, which holds them exactly.
         """
         widths = sorted({rows.enc_rows.shape[1] for rows in hook_points})
         if len(widths) != 1:
@@ -60,9 +63,12 @@ class Columns:
             shape = (hook, middle, end, max(end, begin + 1))  # one tile at least looks at the activations
             blocks += [shape] * (len(parts[-1][0]) // GRAIN)
             latents, probes = latents + len(rows.enc_rows), probes + len(rows.probe_rows)
-        joined = [torch.cat(part).to(device) for part in zip(*parts, strict=True)]
+        joined = [torch.cat(part) for part in zip(*parts, strict=True)]
+        table, gain = rounded(joined[0], dtype)
+        joined = [part.to(device) for part in joined]
         return cls(
-            rows=joined[0].to(dtype),
+            rows=table.to(device),
+            gain=None if gain is None else gain.to(device),
             bias=joined[1],
             threshold=joined[2],
             rise=joined[3],
@@ -77,6 +83,20 @@ class Columns:
     @property
     def device(self) -> torch.device:
         return self.rows.device
+
+
+def rounded(rows: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Rows `[C, D]` in `dtype`, and for 8 bits each row's gain `[C]`: its largest entry over the dtype's largest value.
+
+    `rows.float() * gain[:, None]` is then what is multiplied. Raises ValueError for a dtype that no row is kept in.
+    """
+    if dtype in {torch.float32, torch.float16, torch.bfloat16}:
+        return rows.to(dtype), None
+    if dtype not in _LARGEST:
+        raise ValueError(f"rows: found dtype {dtype}, expected a float of 16 or 32 bits, or one of {list(_LARGEST)}")
+    gain = (rows.abs().amax(dim=1) / _LARGEST[dtype]).clamp(min=torch.finfo(torch.float32).tiny)
+    scaled = rows / gain[:, None]
+    return (scaled.round() if dtype is torch.int8 else scaled).to(dtype), gain
 
 
 def _rise(rows: EncodeRows, scale: Tensor | None) -> Tensor:

@@ -44,7 +44,7 @@ def _product(
         if WIDEN:
             acc = tl.dot(a.to(tl.float32), b.to(tl.float32), acc, input_precision=PRECISION)
         else:
-            acc = tl.dot(a, b, acc)
+            acc = tl.dot(a, b.to(a.dtype), acc)  # rows of 8 bits: exact in either half
     return acc, squares
 
 
@@ -81,12 +81,12 @@ def _pool(fired, strength, stream, low, high, number, sums, counts, latents):
 # A number that changes from call to call must not compile anew: under graph capture nothing may be compiled.
 @triton.jit(do_not_specialize=["T", "bucket", "columns", "capacity", "latents", "probes", "slots"])
 def kernel(
-    x, rows, bias, threshold, rise, index, blocks, status,  # what is read, and what happened
+    x, rows, gain, bias, threshold, rise, index, blocks, status,  # what is read, and what happened
     hit_cell, hit_value, probe,  # HITS
     slot, sums, counts, probe_sums, seen, spoiled,  # POOL
     T, bucket, columns, x_hook, x_token, rows_column, capacity, latents, probes, slots,
-    D: tl.constexpr, HITS: tl.constexpr, POOL: tl.constexpr, WIDEN: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    D: tl.constexpr, HITS: tl.constexpr, POOL: tl.constexpr, SCALED: tl.constexpr, WIDEN: tl.constexpr,
+    PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK_K  # column tiles run fastest: those of one token tile find x in the L2 cache
     about = blocks + (first // _GRAIN) * 4
@@ -116,6 +116,8 @@ def kernel(
         acc, squares = _product(
             source, rows, held, column, x_token, rows_column, D, False, WIDEN, PRECISION, BLOCK_T, BLOCK_K, BLOCK_D
         )
+    if SCALED:
+        acc = acc * tl.load(gain + column)[None, :]
 
     number = tl.load(index + column)  # [BLOCK_K] the row's number in the pack, or the probe's
     shift = tl.load(bias + column)

@@ -11,6 +11,12 @@ from guard.kernels.columns import Columns
 from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
 from guard.kernels.launch import HitBuffer, Pool, Status, launch, new_status
 
+ROWS = {
+    torch.float32: "triton",
+    torch.bfloat16: "triton-bf16",
+    torch.int8: "triton-int8",
+    torch.float8_e4m3fn: "triton-fp8",
+}
 _SHARE = 32  # room for one hit in so many pre-activations at first; a text of more is encoded a second time
 _LEAST = 1024
 
@@ -34,9 +40,10 @@ class FusedEncoder:
     by guess; where more fired, the launch says how many, and a second one with that much room has them all.
     """
 
-    name = "triton"
-
-    def __init__(self) -> None:
+    def __init__(self, rows: torch.dtype = torch.float32) -> None:
+        """`rows`: the dtype that they are kept in, one of ROWS. All but float32 round them, and so move hits."""
+        self.name = ROWS[rows]
+        self._rows = rows
         self._device = device_or_raise()
         self._held: dict[int, Columns] = {}
         self.path = ""  # which one ran last: prefill or decode
@@ -73,7 +80,7 @@ class FusedEncoder:
     def _columns(self, rows: EncodeRows) -> Columns:
         key = id(rows)
         if key not in self._held:
-            self._held[key] = Columns.on(self._device, [rows])
+            self._held[key] = Columns.on(self._device, [rows], dtype=self._rows)
             weakref.finalize(rows, self._held.pop, key, None)
         return self._held[key]
 

@@ -184,7 +184,7 @@ def _run(
     path: str,
 ) -> None:
     tokens, width = x.shape[1], len(columns.rows)
-    halves = x.dtype in _HALVES and x.dtype == columns.rows.dtype
+    halves = x.dtype in _HALVES and (x.dtype == columns.rows.dtype or columns.gain is not None)
     widen = not halves or (fused.INTERPRETED and x.dtype == torch.bfloat16)  # numpy has no bfloat16 to multiply
     run = fused.decode if path == "decode" else fused.prefill
 
@@ -194,6 +194,7 @@ def _run(
     run[grid](
         x,
         columns.rows,
+        columns.gain,
         columns.bias,
         columns.threshold,
         columns.rise,
@@ -216,6 +217,7 @@ def _run(
         D=columns.d_model,
         HITS=hits is not None,
         POOL=pool is not None,
+        SCALED=columns.gain is not None,
         WIDEN=widen,
         PRECISION="ieee",
     )

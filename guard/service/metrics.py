@@ -15,6 +15,9 @@
 | `guard_batch_sequences` | histogram | | sequences read together |
 | `guard_batch_tokens` | histogram | | tokens read together |
 | `guard_tokens_total` | counter | | tokens read by the model, context of later windows included |
+| `guard_prefixes_total` | counter | result | chats looked up among those kept: hit or miss |
+| `guard_prefix_tokens_total` | counter | | tokens not read again, since a chat kept begins with them |
+| `guard_prefix_bytes` | gauge | | memory of the chats kept |
 | `guard_queue_depth` | gauge | | requests that wait or are being read |
 | `guard_open_sessions` | gauge | | open streams |
 | `guard_tap_connections` | gauge | engine | taps connected |
@@ -23,6 +26,7 @@
 | `guard_tap_rows_total` | counter | engine | runs of rows in them, one for each request of a step |
 | `guard_tap_tokens_total` | counter | engine | tokens observed |
 | `guard_tap_dropped_total` | counter | engine | steps that taps could not hand over |
+| `guard_session_bytes` | gauge | | memory of the open streams' keys and values |
 | `guard_pack_info` | info | id, version, hash | the pack; always 1 |
 | `guard_model_info` | info | fingerprint, verified, dtype, encode_backend | the model that reads; always 1 |
 | `guard_policy_info` | info | version, hash | the policy; always 1 |
@@ -31,13 +35,20 @@
 for a request of which no phase was judged. `process_*` metrics of the server's process stand beside these.
 """
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from guard.assessor import Assessor, Observer
+from guard.pack.manifest import LatentLine
 from guard.records import Phase, Verdict
+from guard.scoring.pooling import Ints
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 _SCORES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)
@@ -52,11 +63,14 @@ class Metrics(Observer):
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
 
-        def counter(name: str, text: str, *labels: str) -> Counter:
-            return Counter(f"guard_{name}", text, labels, registry=registry)
+        # Each metric as what finds a series by the values of its labels; they are checked at the first look-up only.
+        def counter(name: str, text: str, *labels: str) -> Callable[..., Counter]:
+            metric = Counter(f"guard_{name}", text, labels, registry=registry)
+            return cache(metric.labels) if labels else lambda: metric
 
-        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-            return Histogram(f"guard_{name}", text, labels, registry=registry, buckets=buckets)
+        def histogram(name: str, text: str, buckets: Sequence[float], *labels: str) -> Callable[..., Histogram]:
+            metric = Histogram(f"guard_{name}", text, labels, registry=registry, buckets=buckets)
+            return cache(metric.labels) if labels else lambda: metric
 
         def gauge(name: str, text: str, read: Any) -> None:
             Gauge(f"guard_{name}", text, registry=registry).set_function(read)
@@ -76,6 +90,9 @@ class Metrics(Observer):
         self._batch_sequences = histogram("batch_sequences", "Sequences read together.", _SEQUENCES)
         self._batch_tokens = histogram("batch_tokens", "Tokens read together.", _TOKENS)
         self._tokens = counter("tokens", "Tokens read by the model.")
+        self._prefixes = counter("prefixes", "Chats looked up among those kept.", "result")
+        self._prefix_tokens = counter("prefix_tokens", "Tokens not read again.")
+        gauge("prefix_bytes", "Memory of the chats kept.", lambda: assessor.prefix_bytes)
         gauge("queue_depth", "Requests that wait or are being read.", lambda: assessor.queue_depth)
         gauge("open_sessions", "Open streams.", lambda: assessor.open_sessions)
         self._tap_connections = Gauge("guard_tap_connections", "Taps connected.", ("engine",), registry=registry)
@@ -84,6 +101,7 @@ class Metrics(Observer):
         self._tap_rows = counter("tap_rows", "Runs of rows.", "engine")
         self._tap_tokens = counter("tap_tokens", "Tokens observed.", "engine")
         self._tap_dropped = counter("tap_dropped", "Steps that taps could not hand over.", "engine")
+        gauge("session_bytes", "Memory of the open streams' keys and values.", lambda: assessor.session_bytes)
         pack, policy, model = assessor.pack.info, assessor.policy, assessor.model
         info("pack", "The pack.", id=pack.id, version=pack.version, hash=pack.hash)
         info(
@@ -95,51 +113,46 @@ class Metrics(Observer):
             encode_backend=assessor.encode_backend,
         )
         info("policy", "The policy.", version=policy.version, hash=policy.hash)
-        hits = counter("hits", "Tokens on which a latent fired.", "domain", "hook_point", "latent")
-        by_latent = assessor.config.server.latent_metrics
-        # A series for each row from the start: a rate over a counter that appears late misses its first hits.
-        self._hits = [
-            [hits.labels(domain, line.hook_point, str(line.latent) if by_latent else "") for domain in line.domains]
-            or [hits.labels("none", line.hook_point, str(line.latent) if by_latent else "")]
-            for line in assessor.pack.latents
-        ]
+        self._hits = _Hits(assessor.pack.latents, by_latent=assessor.config.server.latent_metrics)
+        registry.register(self._hits)
 
     def verdict(self, verdict: Verdict, method: str) -> None:
         if method == "observe":  # counted at the request's end: meanwhile nobody may ask for a verdict, or many may
             return
         for stage, seconds in verdict.timings.items():
-            self._stage_seconds.labels(stage).observe(seconds)
+            self._stage_seconds(stage).observe(seconds)
         if method == "check":
             self.judged(verdict, method)
         elif verdict.phases:
             latest = verdict.phases[-1]
-            self._chunks.labels(latest.phase.value, latest.action.value).inc()
+            self._chunks(latest.phase.value, latest.action.value).inc()
 
     def judged(self, verdict: Verdict, method: str) -> None:
         """Counts a request: a check by its verdict, a stream by its Outcome (severest actions, last scores)."""
         for phase in verdict.phases:
-            self._requests.labels(method, phase.phase.value, phase.action.value).inc()
+            self._requests(method, phase.phase.value, phase.action.value).inc()
             for domain in phase.domains:
-                self._domains.labels(domain.domain, phase.phase.value, domain.action.value).inc()
+                self._domains(domain.domain, phase.phase.value, domain.action.value).inc()
                 for head in domain.heads:
-                    self._scores.labels(domain.domain, head.head.value).observe(head.score)
+                    self._scores(domain.domain, head.head.value).observe(head.score)
         if not verdict.phases:
-            self._requests.labels(method, "none", verdict.action.value).inc()
+            self._requests(method, "none", verdict.action.value).inc()
         for missing in verdict.not_assessed:
-            self._not_assessed.labels(missing.reason.value).inc()
+            self._not_assessed(missing.reason.value).inc()
 
-    def hits(self, counts: Sequence[int]) -> None:
-        for row, count in enumerate(counts):
-            if count:
-                for series in self._hits[row]:
-                    series.inc(count)
+    def hits(self, counts: Ints) -> None:
+        self._hits.add(counts)
+
+    def prefix(self, tokens: int) -> None:
+        self._prefixes("hit" if tokens else "miss").inc()
+        self._prefix_tokens().inc(tokens)
 
     def batch(self, sequences: int, tokens: int, seconds: dict[str, float]) -> None:
-        self._batch_sequences.observe(sequences)
-        self._batch_tokens.observe(tokens)
-        self._tokens.inc(tokens)
+        self._batch_sequences().observe(sequences)
+        self._batch_tokens().observe(tokens)
+        self._tokens().inc(tokens)
         for stage, taken in seconds.items():
-            self._batch_seconds.labels(stage).observe(taken)
+            self._batch_seconds(stage).observe(taken)
 
     def tap_step(self, engine: str, rows: int, tokens: int, dropped: int) -> None:
         for metric, count in (
@@ -148,7 +161,7 @@ class Metrics(Observer):
             (self._tap_tokens, tokens),
             (self._tap_dropped, dropped),
         ):
-            metric.labels(engine).inc(count)
+            metric(engine).inc(count)
 
     def taps(self, engine: str, connected: int, requests: int) -> None:
         self._tap_connections.labels(engine).set(connected)
@@ -158,7 +171,37 @@ class Metrics(Observer):
         self.judged(verdict, "observe")
 
     def call(self, method: str, code: str, seconds: float) -> None:
-        self._request_seconds.labels(method, code).observe(seconds)
+        self._request_seconds(method, code).observe(seconds)
 
     def chunk(self, phase: Phase, seconds: float) -> None:
-        self._chunk_seconds.labels(phase.value).observe(seconds)
+        self._chunk_seconds(phase.value).observe(seconds)
+
+
+class _Hits(Collector):
+    """Adds hits up by row, which is one sum a batch, and makes series of them when they are scraped.
+
+    Every series is there from the start: a rate over a counter that appears late misses its first hits.
+    """
+
+    def __init__(self, latents: Sequence[LatentLine], *, by_latent: bool) -> None:
+        self._counts = np.zeros(len(latents), dtype=np.int64)  # [K]
+        self._lock = threading.Lock()
+        self._rows: dict[tuple[str, str, str], list[int]] = {}  # by domain, hook point, latent
+        for row, line in enumerate(latents):
+            for domain in line.domains or ("none",):
+                labels = (domain, line.hook_point, str(line.latent) if by_latent else "")
+                self._rows.setdefault(labels, []).append(row)
+
+    def add(self, counts: Ints) -> None:
+        with self._lock:
+            self._counts += counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        with self._lock:
+            counts = self._counts.copy()
+        family = CounterMetricFamily(
+            "guard_hits", "Tokens on which a latent fired.", labels=("domain", "hook_point", "latent")
+        )
+        for labels, rows in self._rows.items():
+            family.add_metric(labels, float(counts[rows].sum()))
+        yield family

@@ -12,7 +12,7 @@ from triton.compiler import ASTSource
 from guard.kernels import fused
 
 POINTERS = {
-    "bias": "*fp32", "threshold": "*fp32", "rise": "*fp32", "index": "*i32", "blocks": "*i32", "status": "*i32",
+    "gain": "*fp32", "bias": "*fp32", "threshold": "*fp32", "rise": "*fp32", "index": "*i32", "blocks": "*i32", "status": "*i32",
     "hit_cell": "*i32", "hit_value": "*fp32", "probe": "*fp32",
     "slot": "*i32", "sums": "*i64", "counts": "*i32", "probe_sums": "*fp64", "seen": "*i64", "spoiled": "*i32",
 }  # fmt: skip
@@ -21,8 +21,11 @@ OF_HITS, OF_POOL = {"hit_cell", "hit_value", "probe"}, {"slot", "sums", "counts"
 
 
 def compiled(config, x="bf16", rows="bf16", *, hits=True, pool=True, d_model=576, arch=90):
-    constant = {"D": d_model, "HITS": hits, "POOL": pool, "WIDEN": x != rows or x == "fp32", "PRECISION": "ieee"}
+    scaled = rows in {"i8", "fp8e4nv"}
+    widen = x == "fp32" or (x != rows and not scaled)
+    constant = {"D": d_model, "HITS": hits, "POOL": pool, "SCALED": scaled, "WIDEN": widen, "PRECISION": "ieee"}
     constant |= config.kwargs
+    constant |= {} if scaled else {"gain": None}
     constant |= dict.fromkeys((OF_HITS if not hits else set()) | (OF_POOL if not pool else set()))
     names = fused.kernel.arg_names
     types = {"x": f"*{x}", "rows": f"*{rows}", **POINTERS}
@@ -42,4 +45,7 @@ if __name__ == "__main__":
         sys.exit("prefill in bf16: found no product on tensor cores")
     compiled(fused.DECODE[0], "fp16", "fp32", pool=False)
     compiled(fused.DECODE[0], hits=False)
+    for eight in ("i8", "fp8e4nv"):
+        compiled(fused.PREFILL[-1], rows=eight, hits=False)
+        compiled(fused.DECODE[0], rows=eight, hits=False)
     sys.stdout.write("OK\n")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from guard.kernels import fused, gpu, launch
-from guard.kernels.columns import Columns
+from guard.kernels.columns import Columns, rounded
 from guard.kernels.contract import EncodeRows, rms_normalised
 from guard.kernels.reference import ReferenceEncoder
 from tests.kernels.exact import QUIET, assert_exact, decoding_up_to, make_rows, poisoned
@@ -40,6 +40,30 @@ def test_the_path_is_chosen_by_the_number_of_tokens():
     for tokens, path in ((1, "decode"), (256, "decode"), (257, "prefill")):
         encoder(torch.randn(tokens, 8), rows)
         assert encoder.path == path
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("activations", [torch.float32, torch.bfloat16])
+def test_rows_of_eight_bits_are_multiplied_as_they_were_rounded(dtype, activations):
+    rows = make_rows(150, 96, 2, 3)
+    x = torch.randn(40, 96, generator=torch.Generator().manual_seed(4)).to(activations)
+    table, gain = rounded(torch.cat([rows.enc_rows, rows.probe_rows]), dtype)
+    table = table.float() * gain[:, None]
+    assert 0 < float((table[:150] - rows.enc_rows).abs().max()) < 0.2  # rounded, and still those rows
+    with poisoned():
+        found = gpu.FusedEncoder(dtype)(x, rows)
+    exact = ReferenceEncoder()(x, replace(rows, enc_rows=table[:150], probe_rows=table[150:]))
+    assert found.token.tolist() == exact.token.tolist()
+    assert found.row.tolist() == exact.row.tolist()
+    np.testing.assert_allclose(found.value, exact.value, atol=1e-4)
+    np.testing.assert_allclose(found.probe, exact.probe, atol=1e-4)
+
+
+def test_a_row_of_zeros_stays_one_in_eight_bits_and_other_dtypes_are_refused():
+    table, gain = rounded(torch.tensor([[0.0, 0.0], [1.0, -2.0]]), torch.int8)
+    np.testing.assert_allclose(table.float() * gain[:, None], [[0.0, 0.0], [64 * 2 / 127, -2.0]], rtol=1e-6)
+    with pytest.raises(ValueError, match=r"found dtype torch.float64, expected"):
+        rounded(torch.ones(1, 1), torch.float64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

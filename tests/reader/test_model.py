@@ -35,7 +35,7 @@ def test_a_text_reads_the_same_alone_in_a_batch_and_as_a_stream(reader):
     alone = [reader.read([short])[0], reader.read([long])[0]]
     together = reader.read([short, long])
     stream = Stream()
-    steps = [reader.extend(stream, part) for part in (long[:1], long[1:30], long[30:])]
+    steps = [reader.extend([(stream, part)])[0] for part in (long[:1], long[1:30], long[30:])]
     assert stream.length == len(long)
     for point in POINTS:
         torch.testing.assert_close(together[0][point], alone[0][point], atol=1e-3, rtol=1e-4)
@@ -58,3 +58,31 @@ def test_a_hook_point_that_the_model_lacks_is_named(model_folder, point, message
 def test_an_unknown_dtype_is_named():
     with pytest.raises(ConfigError, match="reader dtype: found 'int4', expected 'float32', 'bfloat16' or 'auto'"):
         pick_dtype("int4")
+
+
+def test_streams_of_any_lengths_take_a_step_together(reader):
+    texts = [[0, *range(500, 500 + length)] for length in (40, 3, 200)]
+    streams = [reader.new_stream() for _ in texts]
+    for stream, ids in zip(streams[:2], texts, strict=False):
+        reader.extend([(stream, ids[:2])])
+    together = reader.extend(list(zip(streams, (texts[0][2:], texts[1][2:], texts[2]), strict=True)))
+    further = reader.extend([(stream, [600]) for stream in streams])
+    for ids, seen, next_seen, begin in zip(texts, together, further, (2, 2, 0), strict=True):
+        whole = reader.read([[*ids, 600]])[0]
+        for point in POINTS:
+            torch.testing.assert_close(seen[point], whole[point][begin:-1], atol=1e-3, rtol=1e-4)
+            torch.testing.assert_close(next_seen[point], whole[point][-1:], atol=1e-3, rtol=1e-4)
+
+
+def test_a_fork_goes_its_own_way_and_leaves_the_other_as_it_was(reader):
+    stream, ids = reader.new_stream(), [0, *range(500, 570)]
+    reader.extend([(stream, ids)])
+    fork = reader.new_stream()
+    fork.take(stream, 30)
+    turned = reader.extend([(fork, [900, 901])])[0]
+    went_on = reader.extend([(stream, [700])])[0]
+    for point in POINTS:
+        torch.testing.assert_close(
+            turned[point], reader.read([[*ids[:30], 900, 901]])[0][point][30:], atol=1e-3, rtol=1e-4
+        )
+        torch.testing.assert_close(went_on[point], reader.read([[*ids, 700]])[0][point][-1:], atol=1e-3, rtol=1e-4)

@@ -137,6 +137,8 @@ class StandIn:
     def queue_depth(self) -> int:
         return sum(not future.done() for future in self.futures)
 
+    prefix_bytes = session_bytes = 0
+
     @property
     def open_sessions(self) -> int:
         return len(self.sessions)
@@ -160,7 +162,7 @@ class StandIn:
         def settle() -> None:
             if future.set_running_or_notify_cancel():
                 self.observer.verdict(verdict, method)
-                self.observer.hits([2, 1, 0])
+                self.observer.hits(np.array([2, 1, 0]))
                 self.observer.batch(1, 3, {"read": 0.02, "encode": 0.001})
                 future.set_result(verdict)
 

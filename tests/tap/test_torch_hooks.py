@@ -243,8 +243,9 @@ def test_a_model_that_the_pack_does_not_fit_is_refused(assessor, sink, tmp_path,
         pass
 
 
-def test_a_compiled_model_is_refused(assessor, model_folder, sink):
-    model = AutoModelForCausalLM.from_pretrained(model_folder)
+def test_a_compiled_model_is_refused(assessor, sink):
+    sizes = {"hidden_size": 64, "num_hidden_layers": 1, "vocab_size": 64, "intermediate_size": 32}
+    model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, num_key_value_heads=2, **sizes))
     model.compile()
     with pytest.raises(ConfigError, match=r"compiled by torch\.compile"), guard.tap.attach(model, assessor.pack, sink):
         pass

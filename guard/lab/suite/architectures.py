@@ -140,12 +140,18 @@ def _lean_encode(sae: SuiteSae | _Lean, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _revive(missed: Tensor, pre: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
     """Dead latents learn to rebuild what the living ones missed (arXiv 2406.04093, appendix A.2)."""
-    which = dead.nonzero()[:, 0]
-    k = min(len(which), missed.shape[1] // 2)
-    top = pre[:, which].topk(k, dim=1)
+    count = int(dead.sum())
+    k = min(count, missed.shape[1] // 2)
+    # Sizes in steps, filled up with living latents that are never picked: oneDNN keeps what it made for every size of a
+    # product, 10 MB each here, and the number of dead latents is another one at almost every batch.
+    which = dead.int().argsort(descending=True, stable=True)[: -(-count // _ROOM) * _ROOM]
+    top = pre[:, which].masked_fill(~dead[which], -torch.inf).topk(k, dim=1)
     acts = torch.zeros(len(pre), len(which), dtype=pre.dtype, device=pre.device).scatter(1, top.indices, top.values)
-    share = min(len(which) / (missed.shape[1] // 2), 1.0)
+    share = min(count / (missed.shape[1] // 2), 1.0)
     return share * (acts @ decoder[which] - missed).float().square().sum(dim=1).mean()
+
+
+_ROOM = 256
 
 
 def _output(x: Tensor, out: Tensor, acts: Tensor, pre: Tensor, losses: dict[str, Tensor]) -> TrainStepOutput:

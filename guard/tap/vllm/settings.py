@@ -18,7 +18,7 @@ class TapSettings(BaseModel):
 
     pack: Path = Field(description="the pack's folder")
     taps: str = Field(min_length=1, description="where the sidecar takes taps: unix:/path or host:port")
-    backend: str = Field("auto", description="which implementation encodes: auto, cpu, reference or triton")
+    backend: str = Field("auto", description="which implementation encodes, as the setting encode.backend")
     stop: bool = Field(True, description="end a blocked request in the engine; else only its caller can")
     store_mib: int = Field(512, ge=0, description="memory of the hits of cached prefixes at most; 0 keeps none")
     allow_unverified: bool = Field(False, description="serve a model that the pack was not made for")

@@ -1,0 +1,193 @@
+"""`guard export`: a model folder and a pack's hook points become a folder that is read without torch."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+from numpy.typing import NDArray
+
+from guard.errors import ConfigError, WeightsError
+from guard.reader import exported, graph, weights
+from guard.reader.exported import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, Export, Made
+from guard.reader.graph import PRODUCTS, Layer, Plan, Shape
+from guard.reader.tokens import TextTokenizer
+
+_COPIED = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "config.json")
+_CALIBRATION_TOKENS = 256  # of each text, at most
+_SMOOTHING = 0.5
+_UNEVEN = 8.0  # a product whose largest input is so many times a token's usual largest one stays float32
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What a folder is exported for: a pack's hook points, and its texts for int8."""
+
+    pack: str  # id and version
+    hook_points: Sequence[str]
+    texts: Sequence[str]
+
+
+def export(
+    model: Path,
+    source: Source,
+    target: Path,
+    dtype: Literal["float32", "int8"],
+    *,
+    report: Callable[[str], None] = lambda _: None,
+) -> Export:
+    """Writes `target`, all or nothing, and reads it back once.
+
+    Raises WeightsError for a model that is no plain llama, lacks a tensor, or is exported already, and ConfigError for
+    a hook point that the model lacks, for `target` where something is there already, and for int8 without a text.
+    """
+    if target.exists():
+        raise ConfigError(f"export to {target}: found it there already, expected a new folder")
+    if exported.is_exported(model):
+        raise WeightsError(f"{model}: found an exported reader, expected the model folder that it was made from")
+    shape = graph.read_shape(_config(model), model)
+    depth = graph.depth_of(source.hook_points, shape)
+    tensors = graph.Tensors(model)
+    layers = [graph.read_layer(tensors, number) for number in range(depth)]
+    embedding = tensors("model.embed_tokens.weight")
+    plan, texts = Plan(), 0
+    if dtype == "int8":
+        report(f"calibrating int8 on {len(source.texts)} texts of the pack's cases")
+        seen = _calibrate(shape, layers, embedding, source, TextTokenizer(model))
+        texts = len(source.texts)
+        layers = [graph.smoothed(layer, seen.of(number), shape, _SMOOTHING) for number, layer in enumerate(layers)]
+        plan = _plan(seen, depth)
+    report(f"writing {depth} layers as {dtype}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch) / "exported"
+        folder.mkdir()
+        _save(graph.build(shape, iter(layers), embedding, source.hook_points, plan), folder / GRAPH)
+        for name in _COPIED:
+            if (model / name).exists():
+                shutil.copyfile(model / name, folder / name)
+        told = Export(
+            fingerprint={"weights": weights.fingerprint(model)["weights"], "tokenizer": _tokenizer(model)},
+            hook_points=tuple(source.hook_points),
+            dtype=dtype,
+            d_model=shape.d_model,
+            depth=depth,
+            positions=shape.positions,
+            kv_heads=shape.kv_heads,
+            head_dim=shape.head_dim,
+            flops_per_token=_flops(layers),
+            made=_made(model, source, plan, depth, texts),
+            files={file.name: exported.sha256(file) for file in sorted(folder.iterdir())},
+        )
+        (folder / MANIFEST).write_text(told.model_dump_json(indent=2) + "\n", encoding="utf-8")
+        _session(folder / GRAPH)
+        folder.rename(target)
+    return told
+
+
+def _config(model: Path) -> dict[str, object]:
+    import json
+
+    file = model / "config.json"
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{file}: found no JSON that can be read: {error}") from None
+    if not isinstance(told, dict):
+        raise WeightsError(f"{file}: found {type(told).__name__}, expected a JSON object")
+    return told
+
+
+def _tokenizer(model: Path) -> str:
+    return exported.sha256(model / TOKENIZER)
+
+
+def _flops(layers: Sequence[Layer]) -> int:
+    return 2 * sum(w.size for layer in layers for w in (layer.qkv, layer.o, layer.gate, layer.up, layer.down))
+
+
+def _made(model: Path, source: Source, plan: Plan, depth: int, texts: int) -> Made:
+    kinds = [plan.products.get((number, product), "f32") for number in range(depth) for product in PRODUCTS]
+    try:
+        guard = version("sae-guard")
+    except PackageNotFoundError:
+        guard = "run from source, not installed"
+    return Made(
+        guard=guard,
+        onnx=onnx.__version__,
+        model=model.name,
+        pack=source.pack,
+        calibrated_on=texts,
+        smoothing=_SMOOTHING if texts else 0.0,
+        products={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+    )
+
+
+def _save(model: onnx.ModelProto, file: Path) -> None:
+    onnx.save(model, file, save_as_external_data=True, all_tensors_to_one_file=True, location=WEIGHTS)
+
+
+def _session(file: Path) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What calibration saw of each product's input."""
+
+    channels: dict[str, NDArray[np.float32]]  # `N.product` -> largest absolute value of each channel
+    tokens: dict[str, NDArray[np.float32]]  # `N.product` -> largest absolute value of each token
+
+    def of(self, layer: int) -> dict[str, NDArray[np.float32]]:
+        return {product: self.channels[f"{layer}.{product}"] for product in PRODUCTS}
+
+
+def _calibrate(
+    shape: Shape, layers: Sequence[Layer], embedding: NDArray[np.float32], source: Source, tokenizer: TextTokenizer
+) -> _Seen:
+    """Reads the texts with the float32 graph and keeps the largest input of each product."""
+    if not source.texts:
+        raise ConfigError(f"export as int8: found no case in pack {source.pack}, expected texts to calibrate on")
+    names = [f"{number}.{product}" for number in range(len(layers)) for product in PRODUCTS]
+    channels: dict[str, NDArray[np.float32]] = {}
+    tokens: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch) / GRAPH
+        _save(graph.build(shape, iter(layers), embedding, source.hook_points, Plan(), watch=True), file)
+        session = _session(file)
+        empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
+        past = {f"past.{n}.{part}": empty for n in range(len(layers)) for part in ("key", "value")}
+        for ids in _sequences(source.texts, tokenizer):
+            total = ids.shape[1]
+            given = {"ids": ids, "last": np.array([total - 1], np.int32), "total": np.array(total, np.int32), **past}
+            for name, values in zip(names, session.run([f"{n}.in" for n in names], given), strict=True):
+                size = np.abs(values[0])  # [T, channels]
+                channels[name] = np.maximum(channels.get(name, np.float32(0)), size.max(axis=0))
+                tokens[name].append(size.max(axis=1))
+    return _Seen(channels, {name: np.concatenate(parts) for name, parts in tokens.items()})
+
+
+def _sequences(texts: Sequence[str], tokenizer: TextTokenizer) -> Iterator[NDArray[np.int64]]:
+    """`[1, T]` each, behind a sink token as texts are read."""
+    for text in texts:
+        ids = [tokenizer.sink_id, *tokenizer.text(text).ids[: _CALIBRATION_TOKENS - 1]]
+        yield np.array([ids], dtype=np.int64)
+
+
+def _plan(seen: _Seen, depth: int) -> Plan:
+    """int8 wherever tokens are of one size; else a scale a token; float32 where a few tokens dwarf the others."""
+    kinds = {}
+    for number in range(depth):
+        for product in PRODUCTS:
+            sizes = seen.tokens[f"{number}.{product}"]
+            uneven = float(sizes.max() / np.median(sizes))
+            kinds[number, product] = "f32" if uneven > _UNEVEN * 2 else "int8_rows" if product == "down" else "int8"
+    return Plan(kinds, half_embedding=True)

@@ -1,0 +1,374 @@
+"""A llama-like decoder as an ONNX graph, written node by node from its safetensors, for onnxruntime's fused operators.
+
+Attention is onnxruntime's GroupQueryAttention, which turns queries and keys by their positions and keeps the cache;
+residual sums and the norms behind them are one operator too. The graph ends at the deepest hook point.
+
+int8 products multiply unsigned activations by signed weights: weights have a scale for each output, activations one for
+the product, calibrated, and one for each token where tokens differ in size. No scale depends on what else is read, so a
+text reads the same alone, in a batch and as a stream. What a shared scale would lose is handed over beforehand, as in
+SmoothQuant (Xiao et al., 2022, arXiv 2211.10438): each input channel is divided by a factor that its weights are
+multiplied by. The division is folded into whatever writes that channel, so it costs nothing.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from safetensors import safe_open
+
+from guard.errors import ConfigError, WeightsError
+
+Floats = NDArray[np.float32]
+
+_CONTRIB = "com.microsoft"
+_POINT = re.compile(r"model\.layers\.(\d+)(\.mlp|\.mlp\.down_proj|\.self_attn|\.self_attn\.o_proj)?")
+_INT8_MAX = 127
+_ZERO = 128  # activations are unsigned
+_MARGIN = 1.25  # room over the largest input that calibration saw; what is beyond saturates
+PRODUCTS = ("qkv", "o", "gate_up", "down")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a llama model's config says of its layers."""
+
+    d_model: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    width: int
+    epsilon: float
+    theta: float
+    positions: int
+
+    @property
+    def group(self) -> int:
+        return self.heads // self.kv_heads
+
+
+def read_shape(config: Mapping[str, Any], folder: Path) -> Shape:
+    """Raises WeightsError for a model that is no plain llama: it names the key, what was found and what is expected."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    plain = {
+        "model_type": (config.get("model_type"), "llama"),
+        "hidden_act": (config.get("hidden_act"), "silu"),
+        "attention_bias": (config.get("attention_bias", False), False),
+        "mlp_bias": (config.get("mlp_bias", False), False),
+        "rope_type": (rope.get("rope_type", rope.get("type", "default")), "default"),
+    }
+    for key, (found, expected) in plain.items():
+        if found != expected:
+            raise WeightsError(f"{folder / 'config.json'}: {key}: found {found!r}, expected {expected!r} to export")
+    try:
+        heads = int(config["num_attention_heads"])
+        return Shape(
+            d_model=int(config["hidden_size"]),
+            depth=int(config["num_hidden_layers"]),
+            heads=heads,
+            kv_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            width=int(config["intermediate_size"]),
+            epsilon=float(config["rms_norm_eps"]),
+            theta=float(rope.get("rope_theta") or config.get("rope_theta", 10_000.0)),
+            positions=int(config["max_position_embeddings"]),
+        )
+    except KeyError as error:
+        raise WeightsError(f"{folder / 'config.json'}: {error.args[0]}: found nothing, expected a number") from None
+
+
+def depth_of(points: Sequence[str], shape: Shape) -> int:
+    """Layers that `points` need. Raises ConfigError for a point that the graph does not hand out."""
+    layers = []
+    for point in points:
+        match = _POINT.fullmatch(point)
+        if match is None:
+            raise ConfigError(
+                f"hook point {point!r}: expected model.layers.N, or its .mlp or .self_attn: an exported reader hands "
+                f"out no other"
+            )
+        layers.append(int(match[1]))
+        if layers[-1] >= shape.depth:
+            raise ConfigError(f"hook point layer {layers[-1]}: the model has {shape.depth} layers")
+    return max(layers) + 1
+
+
+class Tensors:
+    """The folder's weights by name, as float32, whichever file holds them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files: dict[str, Path] = {}
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "numpy") as opened:
+                self._files |= dict.fromkeys(opened.keys(), file)
+
+    def __call__(self, name: str) -> Floats:
+        """Raises WeightsError for a tensor that is absent, or of a dtype that numpy does not have."""
+        if name not in self._files:
+            raise WeightsError(f"{self._folder}: missing tensors: {name}")
+        with safe_open(self._files[name], "numpy") as opened:
+            dtype = opened.get_slice(name).get_dtype()
+            if dtype == "BF16":
+                return _from_bfloat16(self._files[name], name)
+            return np.asarray(opened.get_tensor(name), dtype=np.float32)
+
+
+def _from_bfloat16(file: Path, name: str) -> Floats:
+    import json
+
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        told = json.loads(stream.read(size))[name]
+        begin, end = told["data_offsets"]
+        stream.seek(8 + size + begin)
+        halves = np.frombuffer(stream.read(end - begin), dtype="<u2").astype(np.uint32)
+    return (halves << 16).view(np.float32).reshape(told["shape"])
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights; products are `x [T, in] @ weight [in, out]`."""
+
+    input_norm: Floats
+    output_norm: Floats
+    qkv: Floats
+    o: Floats
+    gate: Floats
+    up: Floats
+    down: Floats
+    largest: Mapping[str, float] = field(default_factory=dict)  # product -> largest absolute input that was seen
+
+
+def read_layer(tensors: Tensors, number: int) -> Layer:
+    def get(name: str) -> Floats:
+        return tensors(f"model.layers.{number}.{name}.weight")
+
+    return Layer(
+        input_norm=get("input_layernorm"),
+        output_norm=get("post_attention_layernorm"),
+        qkv=np.concatenate([get(f"self_attn.{part}_proj") for part in "qkv"]).T,
+        o=get("self_attn.o_proj").T,
+        gate=get("mlp.gate_proj").T,
+        up=get("mlp.up_proj").T,
+        down=get("mlp.down_proj").T,
+    )
+
+
+Maxima = Mapping[str, Floats]  # product -> largest absolute input of each channel that was seen
+
+
+def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Layer:
+    """The same function, with activations of less spread. `strength` is SmoothQuant's alpha.
+
+    An input channel of `o` is written by a value head that several query heads share, so they share its factor.
+    """
+    after_input = _factors(maxima["qkv"], [layer.qkv], strength)
+    after_output = _factors(maxima["gate_up"], [layer.gate, layer.up], strength)
+    after_up = _factors(maxima["down"], [layer.down], strength)
+    grouped = (shape.kv_heads, shape.group, shape.head_dim)
+    of_values = _factors(
+        maxima["o"].reshape(grouped).max(axis=1).ravel(),
+        [layer.o.reshape(*grouped, -1).transpose(0, 2, 1, 3).reshape(shape.kv_heads * shape.head_dim, -1)],
+        strength,
+    )  # [kv_heads * head_dim]
+    shared = np.repeat(of_values.reshape(shape.kv_heads, 1, shape.head_dim), shape.group, axis=1).ravel()
+    qkv = layer.qkv * after_input[:, None]
+    qkv[:, -len(of_values) :] /= of_values
+    return Layer(
+        input_norm=layer.input_norm / after_input,
+        output_norm=layer.output_norm / after_output,
+        qkv=qkv,
+        o=layer.o * shared[:, None],
+        gate=layer.gate * after_output[:, None],
+        up=layer.up * after_output[:, None] / after_up,
+        down=layer.down * after_up[:, None],
+        largest={
+            product: float((maxima[product] / factors).max())
+            for product, factors in zip(PRODUCTS, (after_input, shared, after_output, after_up), strict=True)
+        },
+    )
+
+
+def _factors(maxima: Floats, weights: Sequence[Floats], strength: float) -> Floats:
+    """What each channel's activations are divided by and its weights multiplied by, about 1 in the mean."""
+    largest = np.maximum(np.max([np.abs(w).max(axis=1) for w in weights], axis=0), 1e-8)
+    wanted = np.maximum(maxima, 1e-8) ** strength / largest ** (1 - strength)
+    wanted = np.clip(wanted, 1e-5, 1e5)
+    return np.asarray(wanted / np.exp(np.log(wanted).mean()), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the products of each layer are taken: `f32`, `int8`, or `int8_rows` with one scale a token."""
+
+    products: Mapping[tuple[int, str], str] = field(default_factory=dict)  # the rest are float32
+    strength: float = 0.5
+    half_embedding: bool = False
+
+
+class _Graph:
+    def __init__(self) -> None:
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+
+    def add(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: Any) -> str:
+        self.nodes.append(helper.make_node(op, list(inputs), list(outputs), domain=domain, **attributes))
+        return outputs[0]
+
+    def weight(self, name: str, values: NDArray[Any]) -> str:
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def product(self, kind: str, x: str, weights: Mapping[str, Floats], largest: float | None) -> list[str]:
+        """`x` times each of `weights`; they share what is done to `x`, of which `largest` is the calibrated maximum."""
+        if kind == "f32":
+            return [self.add("MatMul", [x, self.weight(f"{n}.weight", w)], [n]) for n, w in weights.items()]
+        first = next(iter(weights))
+        size, limit = "", 1.0
+        if kind == "int8_rows":
+            axes = self.weight(f"{first}.axes", np.array([-1]))
+            largest_of_row = self.add(
+                "ReduceMax", [self.add("Abs", [x], [f"{first}.abs"]), axes], [f"{first}.largest"], keepdims=1
+            )
+            least = self.weight(f"{first}.least", np.array([1e-20], dtype=np.float32))
+            size = self.add("Max", [largest_of_row, least], [f"{first}.size"])  # [B, T, 1]
+            x = self.add("Div", [x, size], [f"{first}.levelled"])
+        elif largest is not None:
+            limit = largest * _MARGIN
+        scale = self.weight(f"{first}.scale", np.array(limit / _INT8_MAX, dtype=np.float32))
+        zero = self.weight(f"{first}.zero", np.array(_ZERO, dtype=np.uint8))
+        quantised = self.add("QuantizeLinear", [x, scale, zero], [f"{first}.quantised"])
+        return [self._int8(name, weight, (quantised, scale, zero), size) for name, weight in weights.items()]
+
+    def _int8(self, name: str, weight: Floats, x: Sequence[str], size: str) -> str:
+        scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / _INT8_MAX  # [out]
+        rounded = np.clip(np.rint(weight / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
+        inputs = [
+            x[0],
+            self.weight(f"{name}.weight", rounded),
+            x[1],
+            self.weight(f"{name}.weight_scale", scale.astype(np.float32)),
+            x[2],
+        ]
+        made = self.add("MatMulIntegerToFloat", inputs, [f"{name}.even" if size else name], _CONTRIB)
+        return self.add("Mul", [made, size], [name]) if size else made
+
+
+def build(
+    shape: Shape,
+    layers: Iterator[Layer],
+    embedding: Floats,
+    points: Sequence[str],
+    plan: Plan,
+    *,
+    watch: bool = False,
+) -> onnx.ModelProto:
+    """The graph of as many `layers` as `points` need.
+
+    Inputs: `ids [B, T]` int64, `last [B]` int32 (index of each sequence's last token, cache counted), `total []` int32
+    (length with the cache), and for each layer `past.N.key`, `past.N.value` `[B, kv_heads, P, head_dim]`.
+    Outputs are named after the hook points, `[B, T, d_model]`, and `present.N.key`, `present.N.value`. `watch` adds
+    what each product is given, `N.qkv.in` and so on.
+    """
+    graph = _Graph()
+    depth = depth_of(points, shape)
+    table = graph.weight("embedding", embedding.astype(np.float16) if plan.half_embedding else embedding)
+    stream = graph.add("Gather", [table, "ids"], ["embedded.half" if plan.half_embedding else "embedded"])
+    if plan.half_embedding:
+        stream = graph.add("Cast", [stream], ["embedded"], to=TensorProto.FLOAT)
+    cos, sin = _rotations(graph, shape)
+    seen: dict[str, str] = {}
+    added = ""  # what the residual stream does not hold yet
+    for number, layer in zip(range(depth), layers, strict=False):
+        name = str(number)
+
+        def kind(product: str, number: int = number) -> str:
+            return plan.products.get((number, product), "f32")
+
+        normed, stream = _norm(graph, stream, added, f"{name}.input", layer.input_norm, shape)
+        if number:
+            seen[f"model.layers.{number - 1}"] = stream
+        (qkv,) = graph.product(kind("qkv"), normed, {f"{name}.qkv": layer.qkv}, layer.largest.get("qkv"))
+        attended = graph.add(
+            "GroupQueryAttention",
+            [qkv, "", "", f"past.{name}.key", f"past.{name}.value", "last", "total", cos, sin],
+            [f"{name}.attended", f"present.{name}.key", f"present.{name}.value"],
+            _CONTRIB,
+            num_heads=shape.heads,
+            kv_num_heads=shape.kv_heads,
+            do_rotary=1,
+            rotary_interleaved=0,
+            scale=1 / math.sqrt(shape.head_dim),
+        )
+        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o}, layer.largest.get("o"))
+        seen[f"model.layers.{number}.self_attn"] = seen[f"model.layers.{number}.self_attn.o_proj"] = added
+        between, stream = _norm(graph, stream, added, f"{name}.output", layer.output_norm, shape)
+        gate, up = graph.product(
+            kind("gate_up"),
+            between,
+            {f"{name}.gate": layer.gate, f"{name}.up": layer.up},
+            layer.largest.get("gate_up"),
+        )
+        gate = graph.add("QuickGelu", [gate], [f"{name}.silu"], _CONTRIB, alpha=1.0)
+        gated = graph.add("Mul", [gate, up], [f"{name}.gated"])
+        (added,) = graph.product(kind("down"), gated, {f"{name}.down": layer.down}, layer.largest.get("down"))
+        seen[f"model.layers.{number}.mlp"] = seen[f"model.layers.{number}.mlp.down_proj"] = added
+        if watch:
+            for product, given in zip(PRODUCTS, (normed, attended, between, gated), strict=True):
+                graph.add("Identity", [given], [f"{name}.{product}.in"])
+    seen[f"model.layers.{depth - 1}"] = graph.add("Add", [stream, added], ["end"])
+    for point in points:
+        graph.add("Identity", [seen[point]], [point])
+    return _model(graph, shape, depth, points, watch=watch)
+
+
+def _norm(graph: _Graph, stream: str, added: str, name: str, gamma: Floats, shape: Shape) -> tuple[str, str]:
+    """The norm of the stream with `added` in it, and that sum."""
+    weight = graph.weight(f"{name}.norm", gamma)
+    if not added:
+        normed = graph.add(
+            "SimplifiedLayerNormalization", [stream, weight], [f"{name}.normed"], axis=-1, epsilon=shape.epsilon
+        )
+        return normed, stream
+    outputs = [f"{name}.normed", "", "", f"{name}.stream"]
+    graph.add("SkipSimplifiedLayerNormalization", [stream, added, weight], outputs, _CONTRIB, epsilon=shape.epsilon)
+    return outputs[0], outputs[3]
+
+
+def _rotations(graph: _Graph, shape: Shape) -> tuple[str, str]:
+    frequencies = shape.theta ** -(np.arange(0, shape.head_dim, 2) / shape.head_dim)  # [head_dim / 2]
+    angles = np.outer(np.arange(shape.positions), frequencies)
+    return (
+        graph.weight("cos", np.cos(angles).astype(np.float32)),
+        graph.weight("sin", np.sin(angles).astype(np.float32)),
+    )
+
+
+def _model(graph: _Graph, shape: Shape, depth: int, points: Sequence[str], *, watch: bool) -> onnx.ModelProto:
+    def given(name: str, kind: int, dims: Sequence[str | int]) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, list(dims))
+
+    real = TensorProto.FLOAT
+    inputs = [
+        given("ids", TensorProto.INT64, ["B", "T"]),
+        given("last", TensorProto.INT32, ["B"]),
+        given("total", TensorProto.INT32, []),
+    ]
+    outputs = [given(point, real, ["B", "T", shape.d_model]) for point in points]
+    for number in range(depth):
+        for part in ("key", "value"):
+            inputs.append(given(f"past.{number}.{part}", real, ["B", shape.kv_heads, "P", shape.head_dim]))
+            outputs.append(given(f"present.{number}.{part}", real, ["B", shape.kv_heads, "N", shape.head_dim]))
+        if watch:
+            outputs += [given(f"{number}.{product}.in", real, ["B", "T", "C"]) for product in PRODUCTS]
+    made = helper.make_graph(graph.nodes, "reader", inputs, outputs, graph.weights)
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid(_CONTRIB, 1)]
+    return helper.make_model(made, opset_imports=opsets, ir_version=10, producer_name="guard")
