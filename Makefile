@@ -10,7 +10,7 @@ INSTALL = $(BIN)/python -m pip install -c constraints.txt -e
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-demo weights demo test bench check format-check lint types imports proto-lint proto-fresh proto format clean
+.PHONY: help setup setup-demo weights demo test bench vllm-setup vllm-demo vllm-test check format-check lint types imports proto-lint proto-fresh proto format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1|/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -43,6 +43,16 @@ test: setup weights ## run every test; ARGS="-k reader" goes to pytest
 
 bench: setup weights ## run every benchmark suite of the CPU; ARGS="shapes scale" names some
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# vLLM lives in .build/vllm, an environment of its own (3.4 GB): docs/vllm.md.
+vllm-setup: | $(BIN)/python
+	PYTHON=$(BIN)/python deploy/vllm/setup.sh $(SAE_GUARD_VLLM)
+
+vllm-demo: setup weights vllm-setup ## serve the default model by vLLM with the guard on, and show a stop; ONCE=1 ends after
+	$(BIN)/python -m deploy.vllm.demo $(if $(filter-out 0,$(ONCE)),--once)
+
+vllm-test: setup weights vllm-setup ## the tests that run a real vLLM (about 15 minutes); ARGS goes to pytest
+	$(BIN)/python -m pytest tests/tap/vllm/test_engine.py $(ARGS)
 
 check: setup format-check lint types imports proto-lint proto-fresh test ## all that a change must pass
 
