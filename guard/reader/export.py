@@ -21,7 +21,7 @@ from guard.reader.tokens import TextTokenizer
 
 _COPIED = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "config.json")
 _CALIBRATION_TOKENS = 256  # of each text, at most
-_SMOOTHING = 0.8
+_SMOOTHING = 0.5
 _UNEVEN = 16.0  # a product whose largest input is so many times a token's usual largest one stays float32
 
 

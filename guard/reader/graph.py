@@ -7,7 +7,10 @@ int8 products multiply unsigned activations by signed weights: weights have a sc
 each token. No scale depends on what else is read, so a text reads the same alone, in a batch and as a stream. What a
 token's outlier channels would cost the others is handed over beforehand, as in SmoothQuant (Xiao et al., 2022, arXiv
 2211.10438): each input channel is divided by a factor that its weights are multiplied by. The division is folded into
-whatever writes that channel, so it costs nothing.
+whatever writes that channel, so it costs nothing. What is still uneven is spread: blocks of channels are multiplied by
+a Hadamard matrix and the weights by its inverse, as in QuaRot (Ashkboos et al., 2024, arXiv 2404.00456), so that one
+large value becomes many small ones, in the weights too. That of `o` is folded into the values; the others are small
+float32 products, 5% of a llama's FLOPs at 135M and less in a larger one.
 """
 
 import math
@@ -31,6 +34,7 @@ _CONTRIB = "com.microsoft"
 _POINT = re.compile(r"model\.layers\.(\d+)(\.mlp|\.mlp\.down_proj|\.self_attn|\.self_attn\.o_proj)?")
 _INT8_MAX = 127
 _ZERO = 128  # activations are unsigned
+_TURNED = 64  # channels that are turned together, at most
 PRODUCTS = ("qkv", "o", "gate_up", "down")
 
 
@@ -164,7 +168,7 @@ Maxima = Mapping[str, Floats]  # product -> largest absolute input of each chann
 
 
 def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Layer:
-    """The same function, with activations of less spread. `strength` is SmoothQuant's alpha.
+    """The same function, with activations of less spread, and inputs of `o` turned. `strength` is SmoothQuant's alpha.
 
     An input channel of `o` is written by a value head that several query heads share, so they share its factor.
     """
@@ -179,12 +183,13 @@ def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Lay
     )  # [kv_heads * head_dim]
     shared = np.repeat(of_values.reshape(shape.kv_heads, 1, shape.head_dim), shape.group, axis=1).ravel()
     qkv = layer.qkv * after_input[:, None]
-    qkv[:, -len(of_values) :] /= of_values
+    turn = hadamard(shape.head_dim)
+    qkv[:, -len(of_values) :] = turn_inputs((qkv[:, -len(of_values) :] / of_values).T, turn).T
     return Layer(
         input_norm=layer.input_norm / after_input,
         output_norm=layer.output_norm / after_output,
         qkv=qkv,
-        o=layer.o * shared[:, None],
+        o=turn_inputs(layer.o * shared[:, None], turn),
         gate=layer.gate * after_output[:, None],
         up=layer.up * after_output[:, None] / after_up,
         down=layer.down * after_up[:, None],
@@ -197,6 +202,21 @@ def _factors(maxima: Floats, weights: Sequence[Floats], strength: float) -> Floa
     wanted = np.maximum(maxima, 1e-8) ** strength / largest ** (1 - strength)
     wanted = np.clip(wanted, 1e-5, 1e5)
     return np.asarray(wanted / np.exp(np.log(wanted).mean()), dtype=np.float32)
+
+
+def hadamard(channels: int) -> Floats:
+    """Sylvester's matrix, its own inverse: `[n, n]`, n the largest power of 2 in `channels`, at most 64."""
+    size = math.gcd(channels, _TURNED)
+    turn = np.ones((1, 1))
+    while len(turn) < size:
+        turn = np.block([[turn, turn], [turn, -turn]])
+    return np.asarray(turn / math.sqrt(size), dtype=np.float32)
+
+
+def turn_inputs(weight: Floats, turn: Floats) -> Floats:
+    """`weight [in, out]` for inputs whose blocks were multiplied by `turn`, which is its own inverse."""
+    blocks = weight.reshape(-1, len(turn), weight.shape[1])  # [in / n, n, out]
+    return np.ascontiguousarray((turn @ blocks).reshape(weight.shape))
 
 
 @dataclass(frozen=True)
@@ -220,11 +240,13 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def product(self, kind: str, x: str, weights: Mapping[str, Floats]) -> list[str]:
-        """`x` times each of `weights`; they share what is done to `x`."""
+    def product(self, kind: str, x: str, weights: Mapping[str, Floats], *, turn: bool = True) -> list[str]:
+        """`x` times each of `weights`; they share what is done to `x`. `turn` unless both are turned before."""
         if kind == "f32":
             return [self.add("MatMul", [x, self.weight(f"{n}.weight", w)], [n]) for n, w in weights.items()]
         first = next(iter(weights))
+        if turn:
+            x, weights = self._turned(first, x, weights)
         axes = self.weight(f"{first}.axes", np.array([-1]))
         absolute = self.add("Abs", [x], [f"{first}.abs"])
         largest = self.add("ReduceMax", [absolute, axes], [f"{first}.largest"], keepdims=1)
@@ -235,6 +257,18 @@ class _Graph:
         zero = self.weight(f"{first}.zero", np.array(_ZERO, dtype=np.uint8))
         quantised = self.add("QuantizeLinear", [level, scale, zero], [f"{first}.quantised"])
         return [self._int8(name, weight, (quantised, scale, zero), size) for name, weight in weights.items()]
+
+    def _turned(self, first: str, x: str, weights: Mapping[str, Floats]) -> tuple[str, Mapping[str, Floats]]:
+        """`x` with the channels of each block turned into sums of them, and weights that undo it."""
+        channels = len(weights[first])
+        turn = hadamard(channels)  # [block, block]
+        size = len(turn)
+        apart = self.weight(f"{first}.apart", np.array([0, 0, channels // size, size]))
+        whole = self.weight(f"{first}.whole", np.array([0, 0, channels]))
+        blocks = self.add("Reshape", [x, apart], [f"{first}.blocks"])
+        turned = self.add("MatMul", [blocks, self.weight(f"{first}.turn", turn)], [f"{first}.turned_blocks"])
+        turned = self.add("Reshape", [turned, whole], [f"{first}.turned"])
+        return turned, {name: turn_inputs(weight, turn) for name, weight in weights.items()}
 
     def _int8(self, name: str, weight: Floats, x: tuple[str, str, str], size: str) -> str:
         """`x` is quantised values, scale and zero of tokens that were divided by `size`."""
@@ -292,7 +326,7 @@ def build(
             rotary_interleaved=0,
             scale=1 / math.sqrt(shape.head_dim),
         )
-        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o})
+        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o}, turn=False)
         seen[f"model.layers.{number}.self_attn"] = seen[f"model.layers.{number}.self_attn.o_proj"] = added
         between, stream = _norm(graph, stream, added, f"{name}.output", layer.output_norm, shape)
         gate, up = graph.product(kind("gate_up"), between, {f"{name}.gate": layer.gate, f"{name}.up": layer.up})

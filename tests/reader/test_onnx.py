@@ -126,3 +126,15 @@ def test_a_folder_that_is_there_is_not_written_over(model_folder, folder, tmp_pa
         export(model_folder, Source("random 1", POINTS, TEXTS), tmp_path, "float32")
     with pytest.raises(WeightsError, match="found an exported reader, expected the model folder"):
         export(folder, Source("random 1", POINTS, TEXTS), tmp_path / "new", "float32")
+
+
+@pytest.mark.parametrize(("channels", "size"), [(576, 64), (1536, 64), (80, 16), (7, 1)])
+def test_turned_channels_and_weights_multiply_to_the_same(channels, size):
+    rng = np.random.default_rng(channels)
+    x, weight = rng.standard_normal((3, channels)), rng.standard_normal((channels, 5)).astype(np.float32)
+    x[0, 3] = 1000.0  # an outlier: turned, it is shared out
+    turn = graph.hadamard(channels)
+    turned = (x.reshape(3, -1, size) @ turn).reshape(3, channels)
+    np.testing.assert_allclose(turned @ graph.turn_inputs(weight, turn), x @ weight, rtol=1e-4, atol=1e-3)
+    assert turn.shape == (size, size)
+    assert abs(turned[0]).max() < 1.02 * 1000 / np.sqrt(size) + 5
