@@ -102,6 +102,8 @@ class Likeness:
     jaccard: float  # of (token, row) over all requests
     value: float  # largest difference of a hit's value that both have
     probe: float
+    flips: int = 0  # hits that only one of the two has
+    margin: float = 0.0  # how far above its threshold the furthest of them is, as a share of it
 
 
 def against_alone(told: Told, model: Path, waves, dtype: torch.dtype, folder: Path = PACK) -> Likeness:
@@ -110,11 +112,12 @@ def against_alone(told: Told, model: Path, waves, dtype: torch.dtype, folder: Pa
     Asserts that every token of prompt and answer was told, but the last one that nothing was computed for.
     """
     pack = load_pack(folder)
+    thresholds = np.concatenate([point.threshold for point in pack.hook_points])
     reader = TorchReader(model, [point.name for point in pack.hook_points], dtype=dtype)
     encode = BatchEncoder(ReferenceEncoder(), pack.hook_points)
     requests = [request for wave in waves for request in wave]
     both = either = tokens = 0
-    value = probe = 0.0
+    value = probe = margin = 0.0
     for answer, request in zip(told.answers.values(), requests, strict=True):
         whole = [*request["prompt"], *answer["ids"]]
         found = joined(told.runs[answer["id"]])
@@ -128,7 +131,11 @@ def against_alone(told: Told, model: Path, waves, dtype: torch.dtype, folder: Pa
         _, here, there = np.intersect1d(one, other, assume_unique=True, return_indices=True)
         both, either = both + len(here), either + len(one) + len(other) - len(here)
         tokens += len(found)
+        for part, same in ((found, here), (own, there)):
+            alone = np.setdiff1d(np.arange(len(part.row)), same)
+            limit = thresholds[part.row[alone]]
+            margin = max([margin, *((part.value[alone] - limit) / np.maximum(1.0, np.abs(limit))).tolist()])
         if len(here):
             value = max(value, float(np.abs(found.value[here] - own.value[there]).max()))
         probe = max(probe, float(np.abs(found.probe - own.probe).max()))
-    return Likeness(len(requests), tokens, either, both / either, value, probe)
+    return Likeness(len(requests), tokens, either, both / either, value, probe, either - both, margin)

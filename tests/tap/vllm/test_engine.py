@@ -37,8 +37,8 @@ def say():
             preempted, cached = (told.counters.get(f"vllm:{n}", 0) for n in ("num_preemptions", "prefix_cache_hits"))
             out.write(
                 f"{name}: vLLM {told.info.engine_version}, {told.info.dtype}, {likeness.requests} requests, "
-                f"{likeness.tokens} tokens, {likeness.hits} hits; Jaccard {likeness.jaccard:.6f}, largest difference "
-                f"of a value {likeness.value:.2g}, of a probe {likeness.probe:.2g}; preempted {preempted:.0f}, "
+                f"{likeness.tokens} tokens, {likeness.hits} hits; Jaccard {likeness.jaccard:.7f} ({likeness.flips} differ, at most {likeness.margin:.1e} of a threshold above it), "
+                f"largest difference of a value {likeness.value:.2g}, of a probe {likeness.probe:.2g}; preempted {preempted:.0f}, "
                 f"tokens from the prefix cache {cached:.0f}"
                 + "".join(f"; {key.replace('_', ' ')} {value}" for key, value in more.items())
                 + "\n"
@@ -46,6 +46,16 @@ def say():
             out.flush()
 
         yield write
+
+
+def assert_same(like):
+    """The same hits, but for those that float32's own rounding decides: vLLM and transformers sum in another order.
+
+    Of 1.6 million hits one was seen to flip, by one unit in the last place above its threshold.
+    """
+    assert like.margin < 1e-5
+    assert like.jaccard > 0.99999
+    assert like.probe < 1e-3
 
 
 def ids(rng, length):
@@ -76,8 +86,7 @@ def test_200_at_once_in_chunks_with_shared_prefixes(tmp_path, model_folder, say)
     assert told.counters["vllm:prefix_cache_hits"] > 1000
     like = against_alone(told, model_folder, waves, torch.float32)
     say("200 at once, chunked prefill, shared prefixes", told, like)
-    assert like.jaccard == 1.0
-    assert like.probe < 1e-3
+    assert_same(like)
 
 
 def test_preempted_requests_are_told_once(tmp_path, model_folder, say):
@@ -88,7 +97,7 @@ def test_preempted_requests_are_told_once(tmp_path, model_folder, say):
     assert told.counters["vllm:num_preemptions"] > 10
     like = against_alone(told, model_folder, waves, torch.float32)
     say("a cache of 1,024 tokens", told, like)
-    assert like.jaccard == 1.0
+    assert_same(like)
 
 
 def test_drafts_count_when_they_are_accepted(tmp_path, model_folder, say):
@@ -102,7 +111,7 @@ def test_drafts_count_when_they_are_accepted(tmp_path, model_folder, say):
     assert 0 < accepted < proposed
     like = against_alone(told, model_folder, waves, torch.float32)
     say("n-gram speculation", told, like, drafts=f"{accepted:.0f} of {proposed:.0f} accepted")
-    assert like.jaccard == 1.0
+    assert_same(like)
 
 
 def test_compiled_as_it_is_served(tmp_path, model_folder, say):
@@ -123,7 +132,7 @@ def test_compiled_in_float32(tmp_path, model_folder, say):
     told = run(tmp_path, model_folder, waves, enforce_eager=False)
     like = against_alone(told, model_folder, waves, torch.float32)
     say("compiled, float32", told, like)
-    assert like.jaccard == 1.0
+    assert_same(like)
 
 
 @pytest.mark.parametrize("eager", [True, False])
@@ -140,8 +149,7 @@ def test_hook_points_that_are_no_layers(tmp_path, model_folder, say, monkeypatch
     like = against_alone(told, model_folder, waves, torch.float32, pack)
     say(f"other hook points, {'eager' if eager else 'compiled'}", told, like)
     assert like.hits > 1000
-    assert like.jaccard == 1.0
-    assert like.probe < 1e-3
+    assert_same(like)
 
 
 def test_a_blocked_request_ends_whatever_was_asked(tmp_path, model_folder):
