@@ -18,10 +18,6 @@ from guard.pack import catalogue
 from guard.reader.batching import Batcher, Job
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Phase, Verdict
 
-_SHORT = (
-    2048  # UTF-8 bytes whose tokens are made on the caller's thread, in less than 1 ms: a thread's start costs more
-)
-
 
 class Assessor:
     """Loads a pack and a reader, and answers from many threads; one worker thread owns the model."""
@@ -70,14 +66,11 @@ class Assessor:
         """Queues a check; cancelling frees its place. Raises InvalidInput, NotFound (a domain), Exhausted at once."""
         options = options or CheckOptions()
         domains = chosen_domains(options, self.pack.domains)
-        size = check_input(given, self.config.limits)
+        check_input(given, self.config.limits)
         self.batcher.admit()
         future: Future[Verdict] = Future()
         future.add_done_callback(lambda _: self.batcher.release())
-        if size <= _SHORT and not isinstance(given.prompt, tuple):  # a chat goes through a template first
-            self._start_check(given, options, domains, future)
-        else:
-            self.hand_over(future, self._start_check, given, options, domains, future)
+        self.hand_over(future, self._start_check, given, options, domains, future)
         return future
 
     def check(self, given: CheckInput, options: CheckOptions | None = None) -> Verdict:

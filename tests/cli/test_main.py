@@ -16,6 +16,7 @@ COMMANDS = [
     ["serve"],
     ["demo"],
     ["export"],
+    ["tap", "compare"],
     ["features"],
     ["features", "list"],
     ["features", "show"],

@@ -52,7 +52,7 @@ def test_a_text_reads_the_same_alone_in_a_batch_and_as_a_stream(reader):
     alone = [reader.read([SHORT])[0], reader.read([LONG])[0]]
     together = reader.read([SHORT, LONG])
     stream = reader.new_stream()
-    steps = [reader.extend(stream, part) for part in (LONG[:1], LONG[1:30], LONG[30:31], LONG[31:])]
+    steps = [reader.extend([(stream, part)])[0] for part in (LONG[:1], LONG[1:30], LONG[30:31], LONG[31:])]
     assert stream.length == len(LONG)  # and its room has grown once: 141 tokens do not fit the first 128
     for point in POINTS:
         np.testing.assert_allclose(together[0][point], alone[0][point], atol=2e-3, rtol=1e-3)
