@@ -92,7 +92,7 @@ def _whole(report: Report, pack: Path, tokenizer: TextTokenizer, repeats: int) -
 
 
 def _chunk(text: str) -> bytes:
-    return pb.WatchRequest(chunk=pb.Chunk(phase=pb.PHASE_PROMPT, text=text + " ")).SerializeToString()
+    return pb.WatchRequest(chunk=pb.WatchRequest.Chunk(phase=pb.PHASE_PROMPT, text=text + " ")).SerializeToString()
 
 
 async def _once(host: Hosted, request: bytes) -> bytes:
