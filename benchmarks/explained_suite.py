@@ -1,8 +1,8 @@
-"""`python -m benchmarks.explained_suite SAES CONTRAST SIMULATED ...`: does the metric tell what explanations score?
+"""`python -m benchmarks.explained_suite SAES CONTRAST SIMULATED ...`: the metric against what explanations score.
 
 SAES is what `guard lab train` wrote, CONTRAST what `guard lab contrast` did; each SIMULATED is a run of `guard lab
-simulate` over some of the SAEs' latents. An SAE's post-explanation score is the mean over its latents. Prints
-Spearman's correlation over the SAEs, with a bootstrap over SAEs and over each one's latents; writes docs/search/post.json.
+simulate` over some of the SAEs' latents. An SAE's score is the mean over its latents. Prints Spearman's correlation
+over the SAEs, with a bootstrap over SAEs and over each one's latents; writes docs/search/post.json.
 """
 
 import json
