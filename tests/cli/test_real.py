@@ -191,7 +191,7 @@ def test_demo_serves_until_a_signal_and_takes_its_sidecar_along(pack, number, st
     with started("demo", "--pack", pack, until="until Ctrl-C") as (process, _):
         (sidecar,) = children(process)
         process.send_signal(number)
-        assert process.wait(20) == status
+        assert process.wait(60) == status
         assert gone(sidecar)
 
 
