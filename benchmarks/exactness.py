@@ -10,9 +10,9 @@ import torch
 from rich.console import Console
 from sae_lens import SAE
 
-from guard.assessor.engine import encode_rows
 from guard.config import DEFAULT_PACK
 from guard.kernels import choice
+from guard.kernels.contract import EncodeRows
 from guard.lab import shards
 from guard.lab.suite.measure import OUTLIER_NORM, read_reports
 from guard.pack.loader import load_pack
@@ -27,7 +27,7 @@ def main(saes: Path, activations: Path) -> None:
         sae = SAE.load_from_disk(str(saes / names[point.name]))
         with torch.no_grad():
             full = torch.cat([sae.encode(block) for block in x.split(2048)])[:, torch.from_numpy(point.latents)]
-        encoded = choice.choose("cpu")(x, encode_rows(point))
+        encoded = choice.choose("cpu")(x, EncodeRows.of(point, torch.from_numpy))
         ours = torch.zeros_like(full)
         ours[encoded.token, encoded.row] = encoded.value
         error = (full - ours).abs() * ((full > 0) & (ours > 0))

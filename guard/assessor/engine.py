@@ -6,7 +6,7 @@ from pathlib import Path
 from guard.config import GuardConfig
 from guard.errors import ConfigError
 from guard.kernels.contract import Encoder, EncodeRows
-from guard.pack.loader import HookPointRows, Pack
+from guard.pack.loader import Pack
 from guard.reader.contract import Reader
 from guard.reader.exported import is_exported
 
@@ -41,7 +41,7 @@ def _exported(config: GuardConfig, folder: Path, pack: Pack) -> Engine:
         raise ConfigError(
             f"reader.dtype: found 'bfloat16', expected it unset: {folder} is an exported reader of {reader.dtype}"
         )
-    return Engine(reader, reader.dtype, NumpyEncoder(), [_arrays(p) for p in pack.hook_points])
+    return Engine(reader, reader.dtype, NumpyEncoder(), [EncodeRows.of(p) for p in pack.hook_points])
 
 
 def _torch(config: GuardConfig, folder: Path, pack: Pack) -> Engine:
@@ -62,23 +62,5 @@ def _torch(config: GuardConfig, folder: Path, pack: Pack) -> Engine:
         reader=TorchReader(folder, [p.name for p in pack.hook_points], dtype=dtype),
         dtype=str(dtype).removeprefix("torch."),
         encode=choice.choose(config.encode.backend),
-        rows=[encode_rows(p) for p in pack.hook_points],
+        rows=[EncodeRows.of(p, torch.from_numpy) for p in pack.hook_points],
     )
-
-
-def encode_rows(rows: HookPointRows) -> EncodeRows:
-    """A pack's rows as the torch encoders take them."""
-    import torch
-
-    arrays = _arrays(rows)
-    return EncodeRows(
-        enc_rows=torch.from_numpy(arrays.enc_rows),
-        bias=torch.from_numpy(arrays.bias),
-        threshold=torch.from_numpy(arrays.threshold),
-        probe_rows=torch.from_numpy(arrays.probe_rows),
-        probe_bias=torch.from_numpy(arrays.probe_bias),
-    )
-
-
-def _arrays(rows: HookPointRows) -> EncodeRows:
-    return EncodeRows(rows.enc_rows, rows.bias, rows.threshold, rows.probe_rows, rows.probe_bias)

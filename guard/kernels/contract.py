@@ -4,8 +4,9 @@ No torch at run time: where the reader is an exported one there may be none. Arr
 torch tensors for all encoders but the numpy one; `np.asarray` reads what any of them gives.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 
@@ -28,6 +29,11 @@ class EncodeRows:
     threshold: Array  # [K]
     probe_rows: Array  # [P, d_model]
     probe_bias: Array  # [P]
+
+    @classmethod
+    def of(cls, rows: object, wrap: Callable[[Any], Array] = lambda array: array) -> Self:
+        """A pack's rows, whose arrays are named alike; `wrap` is torch.from_numpy for encoders that take tensors."""
+        return cls(**{field.name: wrap(getattr(rows, field.name)) for field in fields(cls)})
 
 
 @dataclass(frozen=True)

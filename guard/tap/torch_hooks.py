@@ -24,7 +24,7 @@ from torch import Tensor
 from guard.errors import ConfigError, InvalidInput
 from guard.kernels import choice
 from guard.kernels.contract import Encoded, EncodeRows
-from guard.pack.loader import HookPointRows, Pack
+from guard.pack.loader import Pack
 from guard.reader import weights
 from guard.tap.generating import settings_of, steered
 from guard.tap.protocol import Ended, Rows, Sink, Step, TapInfo
@@ -115,7 +115,7 @@ class TorchTap:
         self._points = tuple(rows.name for rows in pack.hook_points)
         on_cpu = model.device.type == "cpu"
         self._encode = choice.choose("cpu" if backend == "auto" and on_cpu else backend)
-        self._rows = [_encode_rows(rows) for rows in pack.hook_points]
+        self._rows = [EncodeRows.of(rows, torch.from_numpy) for rows in pack.hook_points]
         self._offsets = np.cumsum([0, *(len(rows.latents) for rows in pack.hook_points)])
         self._handles: list[Any] = []
         self._batch: list[_Sample] = []
@@ -339,13 +339,3 @@ def _check(model: Any, pack: Pack) -> None:
     found, expected = model.config.get_text_config().hidden_size, pack.manifest.model.d_model
     if found != expected:
         raise ConfigError(f"d_model: found {found} ({kind}), expected {expected}; {made_for}")
-
-
-def _encode_rows(rows: HookPointRows) -> EncodeRows:
-    return EncodeRows(
-        enc_rows=torch.from_numpy(rows.enc_rows),
-        bias=torch.from_numpy(rows.bias),
-        threshold=torch.from_numpy(rows.threshold),
-        probe_rows=torch.from_numpy(rows.probe_rows),
-        probe_bias=torch.from_numpy(rows.probe_bias),
-    )

@@ -16,23 +16,12 @@ from guard.tap.vllm.fired import Fired
 _FEW = 16  # tokens up to which one product for all hook points is faster than one for each
 
 
-def encode_rows(rows: HookPointRows) -> EncodeRows:
-    """A pack's rows as the kernels take them."""
-    return EncodeRows(
-        enc_rows=torch.from_numpy(rows.enc_rows),
-        bias=torch.from_numpy(rows.bias),
-        threshold=torch.from_numpy(rows.threshold),
-        probe_rows=torch.from_numpy(rows.probe_rows),
-        probe_bias=torch.from_numpy(rows.probe_bias),
-    )
-
-
 class BatchEncoder:
     """Encodes the activations of a step, those of all requests at once."""
 
     def __init__(self, encoder: Encoder, hook_points: Sequence[HookPointRows]) -> None:
         self.encoder = encoder
-        self.rows = [encode_rows(point) for point in hook_points]
+        self.rows = [EncodeRows.of(point, torch.from_numpy) for point in hook_points]
         # A launch on a device takes its time whatever the number of tokens; on the CPU it is the tokens that do.
         self._stacked = StackedRows(self.rows) if encoder.name == "cpu" else None
         self._offsets = np.cumsum([0, *(len(point.latents) for point in hook_points)])
