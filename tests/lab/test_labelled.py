@@ -14,6 +14,7 @@ PLANNED = {
     "terror/en-harmful_request-001": "own_sentences_first",
     "terror/zh-b-harmful_request-001": "own_sentences_second",
     "terror/en-h-topical-001": "own_sentences_third",
+    "terror/zh-k-topical-001": "own_sentences_fourth",
 }
 HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
 
