@@ -43,7 +43,7 @@ from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
 
-PACK_VERSION = "0.3.0"
+PACK_VERSION = "0.4.0"
 
 # What the project's own sentences are listed as among the sources.
 _OWN_LICENCE = "Apache-2.0 (written for this project)"

@@ -38,6 +38,9 @@ HEADS: tuple[Head, ...] = (
 )
 
 WEAK_WEIGHT = 0.3  # rows with a noisy mapping
+# Own sentences of the first three plans: bare ones, without the forms that texts come in (dialogues, threads, news).
+EARLIER_WEIGHT = 0.2
+_EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
 _SCOUTED = 5000  # latents among which weights are compared
 _SCOUT_ITERATIONS = 40
 _LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
@@ -143,11 +146,12 @@ class Design:
             # What a pair says of harm is noisy: half of its texts wish or ask for it, the others speak about it.
             weak = weak | (self.source == PAIRS)
         weights = np.where(weak, WEAK_WEIGHT, 1.0) * used
+        earlier = np.where(np.isin(self.group, _EARLIER), EARLIER_WEIGHT, 1.0)
         for value in (0, 1):
             chosen = used & (y == value)
             for source in np.unique(self.source[chosen]):
                 part = chosen & (self.source == source)
-                weights[part] /= np.sqrt(part.sum())
+                weights[part] *= earlier[part] / np.sqrt(part.sum())
             if weights[chosen].sum():
                 weights[chosen] /= weights[chosen].sum()
         result: NDArray[np.float64] = weights * (used.sum() / 2)
