@@ -49,10 +49,11 @@ class CpuEncoder:
         cells, values, probes = [], [], []
         for start in range(0, len(x), size):
             part = (x if len(x) <= size else x[start : start + size]).contiguous()
-            square = squares(part)  # [block]
+            taken = part.to(self.dtype)
+            square = squares(taken if self.dtype == torch.float32 else part)  # [block]
             if not np.isfinite(square).all():
                 return not_finite(x, rows)
-            pre = table.multiply(_stepped(part.to(self.dtype)))  # [block, K + P] float32, or a bfloat16's bits as int16
+            pre = table.multiply(_stepped(taken))  # [block, K + P] float32, or a bfloat16's bits as int16
             pre = pre[: len(part)]
             cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
