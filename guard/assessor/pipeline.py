@@ -220,14 +220,16 @@ class Pipeline:
         for phase in dict.fromkeys(phases):
             if phase is None or phase not in reading.states:
                 continue
-            chosen = np.array([p is phase for p in phases])
-            read = int(np.count_nonzero(chosen))
+            read = phases.count(phase)
             reading.read[phase] = reading.read.get(phase, 0) + read
             state = reading.states[phase]
             if hits is None:
                 state.finite = False
                 continue
-            part, places = (hits, where) if read == count else (_select(hits, chosen), where[chosen])
+            part, places = hits, where
+            if read < count:
+                chosen = np.array([p is phase for p in phases])
+                part, places = _select(hits, chosen), where[chosen]
             state.add(part, places)
             counted.append(part.row)
             if keep_details:

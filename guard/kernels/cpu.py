@@ -38,28 +38,27 @@ class CpuEncoder:
                 "amx_bf16 among its instructions, and a torch with oneDNN; 'cpu' needs neither"
             )
         self.name = _NAMES[dtype]
-        self._dtype = dtype
-        self._held: dict[int, _Table] = {}
+        self.dtype = dtype
+        self._held: dict[int, Table] = {}
 
     def __call__(self, x: Tensor, rows: EncodeRows) -> Encoded:
         check_shape(x, rows)
-        table, x = self._table(rows), x.detach()
+        table, x = self.table(rows), x.detach()
         kept, width = table.latents, table.width
-        size = max(16, _BLOCK_BYTES // max(1, width * self._dtype.itemsize))
+        size = max(_STEP, _BLOCK_BYTES // max(1, width * self.dtype.itemsize) // _STEP * _STEP)
         cells, values, probes = [], [], []
         for start in range(0, len(x), size):
             part = (x if len(x) <= size else x[start : start + size]).contiguous()
-            squares = _squares(part)  # [block]
-            if not np.isfinite(squares).all():
+            taken = part.to(self.dtype)
+            square = squares(taken if self.dtype == torch.float32 else part)  # [block]
+            if not np.isfinite(square).all():
                 return not_finite(x, rows)
-            pre = table.multiply(
-                _stepped(part.to(self._dtype))
-            )  # [block, K + P] float32, or a bfloat16's bits as int16
+            pre = table.multiply(_stepped(taken))  # [block, K + P] float32, or a bfloat16's bits as int16
             pre = pre[: len(part)]
             cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
-            values.append(_wide(pre.ravel()[cell]))
-            probes.append(_wide(pre[:, kept:]) * _inverse_rms(squares / max(1, x.shape[1]))[:, None])
+            values.append(wide(pre.ravel()[cell]))
+            probes.append(wide(pre[:, kept:]) * inverse_rms(square / max(1, x.shape[1]))[:, None])
         token, row = np.divmod(_joined(cells, np.empty(0, np.int64)), max(1, width))
         value = _joined(values, np.empty(0, np.float32))
         probe = _joined(probes, np.empty((0, len(table.probe_bias)), np.float32)) + table.probe_bias
@@ -71,16 +70,17 @@ class CpuEncoder:
             finite=True,
         )
 
-    def _table(self, rows: EncodeRows) -> "_Table":
+    def table(self, rows: EncodeRows) -> "Table":
+        """These rows as they are multiplied by, made at first sight of them."""
         key = id(rows)
         if key not in self._held:
-            self._held[key] = _Table.of(rows, self._dtype)
+            self._held[key] = Table.of(rows, self.dtype)
             weakref.finalize(rows, self._held.pop, key, None)
         return self._held[key]
 
 
 @dataclass(frozen=True)
-class _Table:
+class Table:
     rows: Tensor  # [K + P, d_model], in oneDNN's own order where `packed`
     bias: Tensor  # [K + P] float32, 0 for probes; less the threshold where `folded`
     threshold: np.ndarray  # [K + P] float32, infinite for probes
@@ -90,7 +90,7 @@ class _Table:
     packed: bool
 
     @classmethod
-    def of(cls, rows: EncodeRows, dtype: torch.dtype) -> "_Table":
+    def of(cls, rows: EncodeRows, dtype: torch.dtype) -> "Table":
         table = torch.cat([rows.enc_rows, rows.probe_rows]).to(dtype)
         packed = torch.backends.mkldnn.is_available() and table.numel() > 0
         folded = dtype != torch.float32
@@ -145,7 +145,7 @@ def _stepped(x: Tensor) -> Tensor:
     return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
 
 
-def _squares(x: Tensor) -> np.ndarray:
+def squares(x: Tensor) -> np.ndarray:
     """`[T]`, each token's sum of squares; finite where the contract calls the token representable."""
     if x.dtype == torch.bfloat16:  # widened as it is read: a float32 copy costs more than the sum
         summed: np.ndarray = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32).square().numpy()
@@ -156,13 +156,13 @@ def _squares(x: Tensor) -> np.ndarray:
     return squares
 
 
-def _inverse_rms(mean: np.ndarray) -> np.ndarray:
+def inverse_rms(mean: np.ndarray) -> np.ndarray:
     """The contract's `inverse_rms` of mean squares `[T]`."""
     inverse: np.ndarray = (mean > 0) / np.sqrt(np.maximum(mean, np.float32(1e-12)))
     return inverse
 
 
-def _wide(values: np.ndarray) -> np.ndarray:
+def wide(values: np.ndarray) -> np.ndarray:
     """float32 of float32, or of a bfloat16's bits, which are the upper half of it."""
     return values if values.dtype == np.float32 else (values.astype(np.int32) << 16).view(np.float32)
 

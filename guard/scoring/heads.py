@@ -126,8 +126,8 @@ class HeadSet:
         pooled **= self._pack.manifest.pooling.power
         probes = np.stack([state.pooled_probes() for state in states])  # [S, P]
         # Not `@`: for a product this small BLAS would wake its threads, and wait for them where cores are busy.
-        logits = np.einsum("sk,hk->sh", pooled, self._weights) + self._bias  # [S, H]
-        logits += np.einsum("sp,hp->sh", probes, self._probe_weights)
+        logits = np.vecdot(pooled[:, None], self._weights) + self._bias  # [S, H]
+        logits += np.vecdot(probes[:, None], self._probe_weights)
         scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
         result: list[dict[str, Action]] = [{} for _ in states]
         for index in np.flatnonzero((scores >= self._least).any(axis=1)):

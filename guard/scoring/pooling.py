@@ -5,6 +5,7 @@ A token's part of a pooled activation is its share of the sum, so that the logit
 latents and of tokens.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,7 @@ _UNSORTED = 2048  # hits that may wait to be sorted in among the strongest ones:
 
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Hits of a run of tokens over all hook points, rows numbered through the pack."""
+    """Hits of a run of tokens over all hook points, rows numbered through the pack; a row fires once on a token."""
 
     token: Ints  # [N] index into the run
     row: Ints  # [N]
@@ -47,8 +48,8 @@ class Gate:
 
     def __call__(self, row: Ints, value: Floats) -> Floats:
         """`[N]` rows and values of hits -> strengths `[N]`."""
-        result: Floats = np.clip((value - self._threshold[row]) / self._rise[row], 0.0, 1.0)
-        return result
+        result: Floats = (value - self._threshold[row]) / self._rise[row]
+        return np.minimum(np.maximum(result, 0.0, out=result), 1.0, out=result)  # np.clip takes twice as long
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,19 +87,27 @@ class PhaseState:
 
         A value that is not finite ends the scoring.
         """
-        if not (np.isfinite(hits.value).all() and np.isfinite(hits.probe).all()):  # huge activations overflow
+        probes = hits.probe.sum(axis=0)
+        # Huge activations overflow. Sums tell of any: those of float32 values stay far below what overflows here.
+        if not math.isfinite(hits.value.sum() + probes.sum()):
             self.finite = False
             return
         self.tokens += hits.tokens
-        self.probe_sums += hits.probe.sum(axis=0)
+        self.probe_sums += probes
         if not len(hits.row):
             return
-        strengths = self._gate(hits.row, hits.value)
-        np.add.at(self.sums, hits.row, strengths)
-        np.add.at(self.counts, hits.row, 1)
-        np.maximum.at(self.peak, hits.row, hits.value / self._gate.scale[hits.row])
-        self._unsorted.append((hits.row, strengths, where[hits.token]))
-        self._unsorted_hits += len(hits.row)
+        row, strengths = hits.row, self._gate(hits.row, hits.value)
+        relative = hits.value / self._gate.scale[row]
+        if hits.tokens == 1:  # no row twice
+            self.sums[row] += strengths
+            self.counts[row] += 1
+            self.peak[row] = np.maximum(self.peak[row], relative)
+        else:
+            np.add.at(self.sums, row, strengths)
+            np.add.at(self.counts, row, 1)
+            np.maximum.at(self.peak, row, relative)
+        self._unsorted.append((row, strengths, where[hits.token]))
+        self._unsorted_hits += len(row)
         if self._unsorted_hits > _UNSORTED:
             self._sort_in()
 
@@ -108,9 +117,12 @@ class PhaseState:
         parts = zip((self._kept_row, self._kept_strength, self._kept_where), *self._unsorted, strict=True)
         row, strengths, places = (np.concatenate(part) for part in parts)
         self._unsorted, self._unsorted_hits = [], 0
-        order = np.lexsort((-strengths, row))  # by row, the strongest first; stable, so earlier tokens win ties
-        first = np.searchsorted(row[order], row[order], side="left")
-        kept = order[np.arange(len(order)) - first < SPANS_KEPT]
+        order = np.argsort(-strengths, kind="stable")  # by row, the strongest first; earlier tokens win ties
+        narrow = row[order].astype(np.min_scalar_type(len(self.sums)))  # numpy sorts 16 bits in linear time
+        order = order[np.argsort(narrow, kind="stable")]
+        by_row = row[order]
+        late = by_row[SPANS_KEPT:] == by_row[:-SPANS_KEPT]  # as many of the same row stand before it
+        kept = order[np.concatenate([np.ones(len(order) - len(late), dtype=bool), ~late])]
         self._kept_row, self._kept_strength, self._kept_where = row[kept], strengths[kept], places[kept]
 
     @property

@@ -95,8 +95,9 @@ class Metrics(Observer):
         gauge("prefix_bytes", "Memory of the chats kept.", lambda: assessor.prefix_bytes)
         gauge("queue_depth", "Requests that wait or are being read.", lambda: assessor.queue_depth)
         gauge("open_sessions", "Open streams.", lambda: assessor.open_sessions)
-        self._tap_connections = Gauge("guard_tap_connections", "Taps connected.", ("engine",), registry=registry)
-        self._tap_requests = Gauge("guard_tap_requests", "Open observed requests.", ("engine",), registry=registry)
+        connections = Gauge("guard_tap_connections", "Taps connected.", ("engine",), registry=registry)
+        requests = Gauge("guard_tap_requests", "Open observed requests.", ("engine",), registry=registry)
+        self._tap_connections, self._tap_requests = cache(connections.labels), cache(requests.labels)
         self._tap_steps = counter("tap_steps", "Steps of engines.", "engine")
         self._tap_rows = counter("tap_rows", "Runs of rows.", "engine")
         self._tap_tokens = counter("tap_tokens", "Tokens observed.", "engine")
@@ -164,8 +165,8 @@ class Metrics(Observer):
             metric(engine).inc(count)
 
     def taps(self, engine: str, connected: int, requests: int) -> None:
-        self._tap_connections.labels(engine).set(connected)
-        self._tap_requests.labels(engine).set(requests)
+        self._tap_connections(engine).set(connected)
+        self._tap_requests(engine).set(requests)
 
     def ended(self, verdict: Verdict) -> None:
         self.judged(verdict, "observe")

@@ -6,6 +6,7 @@ import gc
 import signal
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from guard.service.taps import TapServicer
 from guard.service.wire import SERVICE as TAP_SERVICE
 
 READINESS = "readiness"
+_TAPS = 64  # at once: each holds a thread for as long as it is connected
 
 _log = structlog.get_logger("guard.service")
 
@@ -87,7 +89,9 @@ class Server:
             return ""
         observed, loop = self._assessor.observed, asyncio.get_running_loop()
         self._taps = TapServicer(observed)
-        self._tap_grpc = grpc.aio.server(options=[("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)])
+        self._tap_threads = ThreadPoolExecutor(_TAPS, "guard-taps")
+        options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+        self._tap_grpc = grpc.server(self._tap_threads, options=options)
         self._tap_grpc.add_registered_method_handlers(TAP_SERVICE.full_name, self._taps.handlers())
         bound = self._listen(self._tap_grpc, "server.taps", address, None)
 
@@ -98,7 +102,7 @@ class Server:
 
         observed.on_trouble = trouble
         await self._health.one(TAPS, serving=True)
-        await self._tap_grpc.start()
+        self._tap_grpc.start()
         return bound
 
     def _listen(self, server: Any, key: str, address: str, tls: Any) -> str:
@@ -144,8 +148,8 @@ class Server:
         if self._tap_grpc is not None and self._taps is not None:
             await self._health.one(TAPS, serving=False)
             self._assessor.observed.on_trouble = lambda _: None
-            await self._tap_grpc.stop(0)
-            await asyncio.to_thread(self._taps.close)
+            self._tap_grpc.stop(0)
+            await asyncio.to_thread(self._tap_threads.shutdown)
         if self._assessor.observer is self.metrics:
             self._assessor.observer = self._observer_before
         if self._scrapes is not None:

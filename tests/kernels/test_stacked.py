@@ -2,7 +2,9 @@ import numpy as np
 import pytest
 import torch
 
+from guard.errors import ConfigError
 from guard.kernels.contract import EncodeRows
+from guard.kernels.cpu import CpuEncoder
 from guard.kernels.reference import ReferenceEncoder
 from guard.kernels.stacked import StackedRows
 
@@ -43,6 +45,31 @@ def test_says_what_the_reference_says_hook_point_by_hook_point(tokens, dtype):
     assert keys == sorted(hits)
     np.testing.assert_allclose(found.value, [hits[key] for key in keys], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(found.probe, np.concatenate(probes, axis=1), rtol=1e-5, atol=1e-5)
+
+
+def test_rounded_rows_fire_as_they_do_hook_point_by_hook_point():
+    try:
+        encoder = CpuEncoder(torch.bfloat16)
+    except ConfigError as error:
+        pytest.skip(str(error))
+    seen = [torch.randn(7, D, generator=torch.Generator().manual_seed(4)).bfloat16() for _ in HOOK_POINTS]
+    found = StackedRows(HOOK_POINTS, encoder).encode(seen)
+    parts = [encoder(x, point) for x, point in zip(seen, HOOK_POINTS, strict=True)]
+    starts = np.cumsum([0, *(len(point.enc_rows) for point in HOOK_POINTS)])
+    token = np.concatenate([part.token for part in parts])
+    row = np.concatenate([part.row + start for part, start in zip(parts, starts, strict=False)])
+    order = np.lexsort((row, token))
+    assert found.token.tolist() == token[order].tolist()
+    assert found.row.tolist() == row[order].tolist()
+    np.testing.assert_array_equal(found.value, np.concatenate([part.value for part in parts])[order])
+    wanted = np.concatenate([part.probe for part in parts], axis=1)
+    np.testing.assert_allclose(found.probe, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_torch_keeps_its_threads():
+    before = torch.get_num_threads()
+    StackedRows(HOOK_POINTS).encode([torch.ones(1, D) for _ in HOOK_POINTS])
+    assert torch.get_num_threads() == before
 
 
 def test_a_value_at_the_threshold_does_not_fire():

@@ -18,8 +18,7 @@ def fresh(latents: int, probes: int, pooling: PoolingSection = MEAN) -> PhaseSta
 
 def some_hits(tokens: int, latents: int, seed: int = 0) -> tuple[Hits, np.ndarray]:
     rng = np.random.default_rng(seed)
-    token = np.sort(rng.integers(0, tokens, size=tokens * 3))
-    row = rng.integers(0, latents, size=len(token))
+    token, row = np.divmod(np.unique(rng.integers(0, tokens * latents, size=tokens * 3)), latents)
     where = np.stack([np.arange(tokens) * 2, np.arange(tokens) * 2 + 2, np.zeros(tokens, int)], axis=1)
     return Hits(token, row, rng.exponential(2.0, size=len(token)), rng.normal(size=(tokens, 2))), where
 

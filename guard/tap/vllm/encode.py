@@ -9,11 +9,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from guard.kernels.contract import Encoded, Encoder, EncodeRows
+from guard.kernels.cpu import CpuEncoder
 from guard.kernels.stacked import StackedRows
 from guard.pack.loader import HookPointRows
 from guard.tap.vllm.fired import Fired
 
-_FEW = 16  # tokens up to which one product for all hook points is faster than one for each
+_FEW = 16  # tokens up to which one cut for all hook points is faster than one for each
 
 
 class BatchEncoder:
@@ -23,7 +24,7 @@ class BatchEncoder:
         self.encoder = encoder
         self.rows = [EncodeRows.of(point, torch.from_numpy) for point in hook_points]
         # A launch on a device takes its time whatever the number of tokens; on the CPU it is the tokens that do.
-        self._stacked = StackedRows(self.rows) if encoder.name == "cpu" else None
+        self._stacked = StackedRows(self.rows, encoder) if isinstance(encoder, CpuEncoder) else None
         self._offsets = np.cumsum([0, *(len(point.latents) for point in hook_points)])
 
     @torch.inference_mode()

@@ -29,7 +29,7 @@ class Fired:
         """Tokens `begin` to `end` (exclusive), as views."""
         if begin == 0 and end == len(self.ids):
             return self
-        first, last = np.searchsorted(self.token, (begin, end))
+        first, last = self.token.searchsorted((begin, end)).tolist()
         token = self.token[first:last] - begin if begin else self.token[first:last]
         return Fired(
             self.ids[begin:end], token, self.row[first:last], self.value[first:last], self.probe[begin:end], self.finite
@@ -43,7 +43,7 @@ class Fired:
 
 
 def joined(runs: Sequence[Fired]) -> Fired:
-    """Runs of consecutive tokens as one."""
+    """Runs of consecutive tokens as one; a copy where there are several."""
     if len(runs) == 1:
         return runs[0]
     starts = np.cumsum([0, *(len(run) for run in runs[:-1])]).astype(np.int32)

@@ -169,7 +169,8 @@ class Ledger:
         size, done = store.block_tokens, 0
         while request.open_tokens + len(fired) - done >= size:
             end = done + size - request.open_tokens
-            whole = joined([*request.open, fired.cut(done, end)]).compact()
+            part = fired.cut(done, end)
+            whole = joined([*request.open, part]) if request.open else part.compact()
             parent = request.blocks[-1].key if request.blocks else ROOT
             request.blocks.append(store.put(chain(parent, whole.ids), whole))
             request.open, request.open_tokens, done = [], 0, end
