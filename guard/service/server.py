@@ -91,7 +91,8 @@ class Server:
         self._taps = TapServicer(observed)
         self._tap_threads = ThreadPoolExecutor(_TAPS, "guard-taps")
         options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
-        self._tap_grpc = grpc.server(self._tap_threads, options=options)
+        # One tap more is refused at once: it would wait for a thread, and nobody would know.
+        self._tap_grpc = grpc.server(self._tap_threads, options=options, maximum_concurrent_rpcs=_TAPS)
         self._tap_grpc.add_registered_method_handlers(TAP_SERVICE.full_name, self._taps.handlers())
         bound = self._listen(self._tap_grpc, "server.taps", address, None)
 
