@@ -3,7 +3,7 @@
 | kind | what answers |
 |---|---|
 | `echo` | a bare grpc.aio server: bytes of the size that a verdict has, and nothing else |
-| `canned` | Guard's own service, but the model and the encoder hand out what they once made of the first text |
+| `canned` | Guard's own service, but the model and the encoder hand out what they once made of a text |
 | `reader` | Guard's own service, whole |
 
 The first line that it prints is its address. It ends when its standard input does.
@@ -13,7 +13,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +22,11 @@ from typing import Any
 import grpc
 import uvloop
 
+from benchmarks.given import text_of
 from guard.assessor import Assessor, Observer
 from guard.assessor.pipeline import Pipeline, Unit
 from guard.config import GuardConfig, load_config
+from guard.kernels.contract import Encoded
 from guard.service.server import serve, spare_the_collector
 
 METHODS = {"Check": "/guard.v1.GuardService/Check", "Watch": "/guard.v1.GuardService/Watch"}
@@ -33,21 +35,26 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 
 class Canned(Pipeline):
-    """The real pipeline, but for the model and the encoder: one batch is read in truth, and repeated for ever."""
+    """The real pipeline, but for the model and the encoder: what they once made of a text is handed out for ever."""
 
-    known: dict[int, Any]
+    def __init__(self, config: GuardConfig, *, report: Callable[[str], None]) -> None:
+        super().__init__(config, report=report)
+        tokens = config.reader.window - 1
+        unit = Unit([self.tokenizer.sink_id, *self.tokenizer.text(text_of(self.tokenizer, tokens)).ids], skip=1)
+        super().run([unit])
+        # Of every length before a call comes: one that had to be made meanwhile would count as the service's.
+        self._known = [tuple(_first(e, count) for e in unit.encoded) for count in range(tokens + 2)]
 
     def run(self, units: Sequence[Unit]) -> None:
-        known = self.__dict__.setdefault("known", {})
         for unit in units:
-            fresh = len(unit.ids) - unit.skip
-            if fresh not in known:
-                super().run([Unit(unit.ids, unit.skip)])
-                whole = Unit(unit.ids, unit.skip)
-                super().run([whole])
-                known[fresh] = whole.encoded
-            unit.encoded, unit.seconds = known[fresh], {"read": 0.0, "encode": 0.0}
+            unit.encoded = self._known[len(unit.ids) - unit.skip]
+            unit.seconds = {"read": 0.0, "encode": 0.0}
         self.observer.batch(len(units), sum(len(unit.ids) for unit in units), units[0].seconds)
+
+
+def _first(encoded: Encoded, count: int) -> Encoded:
+    kept = encoded.token < count
+    return Encoded(encoded.token[kept], encoded.row[kept], encoded.value[kept], encoded.probe[:count], finite=True)
 
 
 @dataclass(frozen=True)
