@@ -38,7 +38,8 @@ HEADS: tuple[Head, ...] = (
 )
 
 WEAK_WEIGHT = 0.3  # rows with a noisy mapping
-# Own sentences of the first three plans: bare ones, without the forms that texts come in (dialogues, threads, news).
+# Own sentences of the first three plans are bare ones. Who asks for what, or does it, shows in dialogues, threads and
+# elaborate prompts, which came with the fourth: harm is learned from those first, what a text is about from all.
 EARLIER_WEIGHT = 0.2
 _EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
 _SCOUTED = 5000  # latents among which weights are compared
@@ -141,17 +142,18 @@ class Design:
         """Sample weights `[N]`: sources alike (by the root of their size), both classes alike in sum."""
         y = self.targets[head]
         used = used & (y >= 0)
-        weak = self.weak
+        weak, earlier = self.weak, np.zeros(len(self.rows), dtype=bool)
         if head[1] is HeadKind.HARM:
+            earlier = np.isin(self.group, _EARLIER)
             # What a pair says of harm is noisy: half of its texts wish or ask for it, the others speak about it.
             weak = weak | (self.source == PAIRS)
         weights = np.where(weak, WEAK_WEIGHT, 1.0) * used
-        earlier = np.where(np.isin(self.group, _EARLIER), EARLIER_WEIGHT, 1.0)
+        plan = np.where(earlier, EARLIER_WEIGHT, 1.0)
         for value in (0, 1):
             chosen = used & (y == value)
             for source in np.unique(self.source[chosen]):
                 part = chosen & (self.source == source)
-                weights[part] *= earlier[part] / np.sqrt(part.sum())
+                weights[part] *= plan[part] / np.sqrt(part.sum())
             if weights[chosen].sum():
                 weights[chosen] /= weights[chosen].sum()
         result: NDArray[np.float64] = weights * (used.sum() / 2)
