@@ -21,7 +21,7 @@ from guard.reader.tokens import TextTokenizer
 
 _COPIED = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "config.json")
 _TEXT_TOKENS = 256  # of each text that calibrates, at most
-_CALIBRATION_TOKENS = 12_000  # about so many in all
+_CALIBRATION_TOKENS = 26_700  # about so many in all
 _TOGETHER = 1024  # tokens whose second moments are taken in one product
 _SMOOTHING = 0.5
 _UNEVEN = 16.0  # a product whose largest input is so many times a token's usual largest one stays float32
