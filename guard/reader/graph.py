@@ -189,7 +189,7 @@ def smoothed(layer: Layer, moments: Moments, shape: Shape, strength: float) -> t
     turn = hadamard(shape.head_dim)
     qkv[:, -len(of_values) :] = turn_inputs((qkv[:, -len(of_values) :] / of_values).T, turn).T
     factors = {"qkv": after_input, "o": shared, "gate_up": after_output, "down": after_up}
-    left = {product: of / np.outer(factors[product], factors[product]) for product, of in moments.items()}
+    left: dict[str, Floats] = {p: of / factors[p][:, None] / factors[p] for p, of in moments.items()}
     left["o"] = turn_moments(left["o"], turn)
     made = Layer(
         input_norm=layer.input_norm / after_input,
