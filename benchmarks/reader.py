@@ -21,9 +21,10 @@ import torch
 from benchmarks.figures import Report, interleaved
 from benchmarks.given import text_of
 from benchmarks.latency import products, reader_flops
+from guard.cli.export import source
 from guard.pack.loader import Pack, load_pack
 from guard.reader import weights
-from guard.reader.export import Source, export
+from guard.reader.export import export
 from guard.reader.model import TorchReader
 from guard.reader.onnx import OnnxReader
 from guard.reader.tokens import TextTokenizer
@@ -39,11 +40,10 @@ Read = Callable[[list[int]], dict[str, np.ndarray]]
 def run(report: Report, pack: Path, repeats: int) -> None:
     loaded, folder = load_pack(pack), weights.resolve(weights.DEFAULT_MODEL)
     points = [p.name for p in loaded.hook_points]
-    source = Source(f"{loaded.manifest.id} {loaded.manifest.version}", points, [case.text for case in loaded.cases])
     with tempfile.TemporaryDirectory() as scratch:
         folders = {dtype: Path(scratch) / dtype for dtype in ("float32", "int8")}
         for dtype, target in folders.items():
-            export(folder, source, target, dtype)  # type: ignore[arg-type]
+            export(folder, source(loaded), target, dtype)  # type: ignore[arg-type]
         half = TorchReader(folder, points, dtype=torch.bfloat16)
         readers = {
             "torch float32": _torch(TorchReader(folder, points)),

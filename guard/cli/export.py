@@ -1,12 +1,17 @@
 """`guard export`: a reader that needs no torch."""
 
+import random
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from guard.cli import options
+
+if TYPE_CHECKING:
+    from guard.pack.loader import Pack
+    from guard.reader.export import Source
 
 _EPILOG = """\b
 Examples:
@@ -46,20 +51,28 @@ def export(
     from guard.cli.weights import report
     from guard.pack.loader import check_model, load_pack
     from guard.reader import weights
-    from guard.reader.export import Source
     from guard.reader.export import export as write
 
     loaded = load_pack(settings.pack)
     folder = weights.resolve(model or settings.reader.model, report=report)
     check_model(loaded, weights.fingerprint(folder), settings.reader.allow_unverified)
-    source = Source(
-        pack=f"{loaded.manifest.id} {loaded.manifest.version}",
-        hook_points=[point.name for point in loaded.hook_points],
-        texts=[case.text for case in loaded.cases],
-    )
-    told = write(folder, source, target, dtype.value, report=report)
+    told = write(folder, source(loaded), target, dtype.value, report=report)
     size = sum((target / name).stat().st_size for name in told.files) / 1e6
     typer.echo(f"folder     {target} ({size:.0f} MB)")
     typer.echo(f"dtype      {told.dtype}, {told.depth} layers")
     for name, digest in told.fingerprint.items():
         typer.echo(f"{name:<10} {digest}")
+
+
+def source(pack: "Pack") -> "Source":
+    """What a pack is exported with. Its texts: the cases, then examples of latents, shuffled the same way each time."""
+    from guard.reader.export import Source
+
+    cases = [case.text for case in pack.cases]
+    examples = sorted({example.text for latent in pack.latents for example in latent.examples} - set(cases))
+    random.Random(0).shuffle(examples)
+    return Source(
+        pack=f"{pack.manifest.id} {pack.manifest.version}",
+        hook_points=[point.name for point in pack.hook_points],
+        texts=[*cases, *examples],
+    )

@@ -2,7 +2,7 @@
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,14 +20,16 @@ from guard.reader.graph import PRODUCTS, Layer, Plan, Shape
 from guard.reader.tokens import TextTokenizer
 
 _COPIED = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "config.json")
-_CALIBRATION_TOKENS = 256  # of each text, at most
+_TEXT_TOKENS = 256  # of each text that calibrates, at most
+_CALIBRATION_TOKENS = 26_700  # about so many in all
+_TOGETHER = 1024  # tokens whose second moments are taken in one product
 _SMOOTHING = 0.5
 _UNEVEN = 16.0  # a product whose largest input is so many times a token's usual largest one stays float32
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a folder is exported for: a pack's hook points, and its texts for int8."""
+    """What a folder is exported for: a pack's hook points, and texts for int8, of which the first ones calibrate."""
 
     pack: str  # id and version
     hook_points: Sequence[str]
@@ -58,10 +60,13 @@ def export(
     embedding = tensors("model.embed_tokens.weight")
     plan, texts = Plan(), 0
     if dtype == "int8":
-        report(f"calibrating int8 on {len(source.texts)} texts of the pack's cases")
-        seen = _calibrate(shape, layers, embedding, source, TextTokenizer(model))
-        texts = len(source.texts)
-        layers = [graph.smoothed(layer, seen.of(number), shape, _SMOOTHING) for number, layer in enumerate(layers)]
+        sequences = _sequences(source, TextTokenizer(model))
+        texts = len(sequences)
+        report(f"calibrating int8 on {texts} of the pack's texts")
+        seen = _calibrate(shape, layers, embedding, source, sequences)
+        for number, layer in enumerate(layers):
+            layers[number], left = graph.smoothed(layer, seen.of(number), shape, _SMOOTHING)
+            seen.moments.update({f"{number}.{product}": moments for product, moments in left.items()})
         plan = _plan(seen, depth)
     report(f"writing {depth} layers as {dtype}")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -113,7 +118,7 @@ def _flops(layers: Sequence[Layer]) -> int:
 
 
 def _made(model: Path, source: Source, plan: Plan, depth: int, texts: int) -> Made:
-    kinds = [plan.products.get((number, product), "f32") for number in range(depth) for product in PRODUCTS]
+    kinds = {"f32": depth * len(PRODUCTS) - len(plan.int8), "int8": len(plan.int8)}
     try:
         guard = version("sae-guard")
     except PackageNotFoundError:
@@ -125,7 +130,7 @@ def _made(model: Path, source: Source, plan: Plan, depth: int, texts: int) -> Ma
         pack=source.pack,
         calibrated_on=texts,
         smoothing=_SMOOTHING if texts else 0.0,
-        products={kind: kinds.count(kind) for kind in sorted(set(kinds))},
+        products={kind: count for kind, count in kinds.items() if count},
     )
 
 
@@ -141,52 +146,69 @@ def _session(file: Path) -> onnxruntime.InferenceSession:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
-    """What calibration saw of each product's input."""
+    """What calibration saw of each product's input, by `N.product`."""
 
-    channels: dict[str, NDArray[np.float32]]  # `N.product` -> largest absolute value of each channel
-    tokens: dict[str, NDArray[np.float32]]  # `N.product` -> largest absolute value of each token
+    moments: dict[str, NDArray[np.float32]]  # mean of `x x^T`, [channels, channels]
+    tokens: dict[str, NDArray[np.float32]]  # largest absolute value of each token
 
     def of(self, layer: int) -> dict[str, NDArray[np.float32]]:
-        return {product: self.channels[f"{layer}.{product}"] for product in PRODUCTS}
+        return {product: self.moments[f"{layer}.{product}"] for product in PRODUCTS}
 
 
 def _calibrate(
-    shape: Shape, layers: Sequence[Layer], embedding: NDArray[np.float32], source: Source, tokenizer: TextTokenizer
+    shape: Shape,
+    layers: Sequence[Layer],
+    embedding: NDArray[np.float32],
+    source: Source,
+    sequences: Sequence[NDArray[np.int64]],
 ) -> _Seen:
-    """Reads the texts with the float32 graph and keeps the largest input of each product."""
-    if not source.texts:
-        raise ConfigError(f"export as int8: found no case in pack {source.pack}, expected texts to calibrate on")
+    """Reads `sequences` with the float32 graph. Moments are taken before anything is smoothed: that is linear."""
     names = [f"{number}.{product}" for number in range(len(layers)) for product in PRODUCTS]
-    channels: dict[str, NDArray[np.float32]] = {}
+    moments: dict[str, NDArray[np.float32]] = {}
     tokens: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    waiting: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+    read = sum(ids.size for ids in sequences)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch) / GRAPH
         _save(graph.build(shape, iter(layers), embedding, source.hook_points, Plan(), watch=True), file)
         session = _session(file)
         empty = np.zeros((1, shape.kv_heads, 0, shape.head_dim), dtype=np.float32)
         past = {f"past.{n}.{part}": empty for n in range(len(layers)) for part in ("key", "value")}
-        for ids in _sequences(source.texts, tokenizer):
+        for number, ids in enumerate(sequences, start=1):
             total = ids.shape[1]
             given = {"ids": ids, "last": np.array([total - 1], np.int32), "total": np.array(total, np.int32), **past}
             for name, values in zip(names, session.run([f"{n}.in" for n in names], given), strict=True):
-                size = np.abs(values[0])  # [T, channels]
-                channels[name] = np.maximum(channels.get(name, np.float32(0)), size.max(axis=0))
-                tokens[name].append(size.max(axis=1))
-    return _Seen(channels, {name: np.concatenate(parts) for name, parts in tokens.items()})
+                tokens[name].append(np.abs(values[0]).max(axis=1))
+                waiting[name].append(values[0])  # [T, channels]
+            if sum(map(len, waiting[names[0]])) >= _TOGETHER or number == len(sequences):
+                for name, parts in waiting.items():
+                    x = np.concatenate(parts)
+                    moments[name] = moments.get(name, np.float32(0)) + x.T @ x / np.float32(read)
+                    parts.clear()
+    return _Seen(moments, {name: np.concatenate(parts) for name, parts in tokens.items()})
 
 
-def _sequences(texts: Sequence[str], tokenizer: TextTokenizer) -> Iterator[NDArray[np.int64]]:
-    """`[1, T]` each, behind a sink token as texts are read."""
-    for text in texts:
-        ids = [tokenizer.sink_id, *tokenizer.text(text).ids[: _CALIBRATION_TOKENS - 1]]
-        yield np.array([ids], dtype=np.int64)
+def _sequences(source: Source, tokenizer: TextTokenizer) -> list[NDArray[np.int64]]:
+    """The first texts as they are read, `[1, T]` each behind a sink token, to about as many tokens as are wanted."""
+    if not source.texts:
+        raise ConfigError(f"export as int8: found no text in pack {source.pack}, expected texts to calibrate on")
+    sequences: list[NDArray[np.int64]] = []
+    room = _CALIBRATION_TOKENS
+    for text in source.texts:
+        ids = [tokenizer.sink_id, *tokenizer.text(text).ids[: _TEXT_TOKENS - 1]]
+        sequences.append(np.array([ids], dtype=np.int64))
+        room -= len(ids)
+        if room <= 0:
+            break
+    return sequences
 
 
 def _plan(seen: _Seen, depth: int) -> Plan:
     """int8 with a scale a token, and float32 where a few tokens dwarf the others: what they write rules the stream."""
-    kinds = {}
+    moments = {}
     for number in range(depth):
         for product in PRODUCTS:
             sizes = seen.tokens[f"{number}.{product}"]
-            kinds[number, product] = "f32" if sizes.max() > _UNEVEN * np.median(sizes) else "int8"
-    return Plan(kinds, half_embedding=True)
+            if sizes.max() <= _UNEVEN * np.median(sizes):
+                moments[number, product] = seen.moments[f"{number}.{product}"]
+    return Plan(moments, half_embedding=True)

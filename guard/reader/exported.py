@@ -23,7 +23,7 @@ class Made(BaseModel):
     onnx: str
     model: str = Field(description="the model folder's name")
     pack: str = Field(description="id and version of the pack whose hook points these are")
-    calibrated_on: int = Field(description="texts of that pack's cases that int8 was calibrated on; 0 for float32")
+    calibrated_on: int = Field(description="texts of that pack that int8 was calibrated on; 0 for float32")
     smoothing: float = Field(description="SmoothQuant's alpha; 0 for float32")
     products: dict[str, int] = Field(description="matrix products by how they are taken")
 

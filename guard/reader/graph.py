@@ -6,11 +6,12 @@ residual sums and the norms behind them are one operator too. The graph ends at 
 int8 products multiply unsigned activations by signed weights: weights have a scale for each output, activations one for
 each token. No scale depends on what else is read, so a text reads the same alone, in a batch and as a stream. What a
 token's outlier channels would cost the others is handed over beforehand, as in SmoothQuant (Xiao et al., 2022, arXiv
-2211.10438): each input channel is divided by a factor that its weights are multiplied by. The division is folded into
-whatever writes that channel, so it costs nothing. What is still uneven is spread: blocks of channels are multiplied by
-a Hadamard matrix and the weights by its inverse, as in QuaRot (Ashkboos et al., 2024, arXiv 2404.00456), so that one
-large value becomes many small ones, in the weights too. That of `o` is folded into the values; the others are small
-float32 products, 5% of a llama's FLOPs at 135M and less in a larger one.
+2211.10438): each input channel is divided by a factor that its weights are multiplied by. The factors balance root mean
+squares, not the largest values. The division is folded into whatever writes that channel, so it costs nothing. What is
+still uneven is spread: blocks of channels are multiplied by a Hadamard matrix and the weights by its inverse, as in
+QuaRot (Ashkboos et al., 2024, arXiv 2404.00456), so that one large value becomes many small ones, in the weights too.
+That of `o` is folded into the values; the others are small float32 products, 5% of a llama's FLOPs at 135M and less in
+a larger one. How weights are then rounded: `rounding`.
 """
 
 import math
@@ -27,12 +28,12 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors import safe_open
 
 from guard.errors import ConfigError, WeightsError
+from guard.reader import rounding
 
 Floats = NDArray[np.float32]
 
 _CONTRIB = "com.microsoft"
 _POINT = re.compile(r"model\.layers\.(\d+)(\.mlp|\.mlp\.down_proj|\.self_attn|\.self_attn\.o_proj)?")
-_INT8_MAX = 127
 _ZERO = 128  # activations are unsigned
 _TURNED = 64  # channels that are turned together, at most
 PRODUCTS = ("qkv", "o", "gate_up", "down")
@@ -164,28 +165,33 @@ def read_layer(tensors: Tensors, number: int) -> Layer:
     )
 
 
-Maxima = Mapping[str, Floats]  # product -> largest absolute input of each channel that was seen
+Moments = Mapping[str, Floats]  # product -> mean of `x x^T [in, in]` of the inputs that were seen
 
 
-def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Layer:
-    """The same function, with activations of less spread, and inputs of `o` turned. `strength` is SmoothQuant's alpha.
+def smoothed(layer: Layer, moments: Moments, shape: Shape, strength: float) -> tuple[Layer, Moments]:
+    """The same function, with activations of less spread, and inputs of `o` turned; and the moments of those inputs.
 
+    `strength` is SmoothQuant's alpha: at .5 a channel's activations and weights get the same size in the mean square.
     An input channel of `o` is written by a value head that several query heads share, so they share its factor.
     """
-    after_input = _factors(maxima["qkv"], [layer.qkv], strength)
-    after_output = _factors(maxima["gate_up"], [layer.gate, layer.up], strength)
-    after_up = _factors(maxima["down"], [layer.down], strength)
+    sizes = {product: np.diag(of) for product, of in moments.items()}
+    after_input = _factors(sizes["qkv"], layer.qkv, strength)
+    after_output = _factors(sizes["gate_up"], np.concatenate([layer.gate, layer.up], axis=1), strength)
+    after_up = _factors(sizes["down"], layer.down, strength)
     grouped = (shape.kv_heads, shape.group, shape.head_dim)
     of_values = _factors(
-        maxima["o"].reshape(grouped).max(axis=1).ravel(),
-        [layer.o.reshape(*grouped, -1).transpose(0, 2, 1, 3).reshape(shape.kv_heads * shape.head_dim, -1)],
+        sizes["o"].reshape(grouped).mean(axis=1).ravel(),
+        layer.o.reshape(*grouped, -1).transpose(0, 2, 1, 3).reshape(shape.kv_heads * shape.head_dim, -1),
         strength,
     )  # [kv_heads * head_dim]
     shared = np.repeat(of_values.reshape(shape.kv_heads, 1, shape.head_dim), shape.group, axis=1).ravel()
     qkv = layer.qkv * after_input[:, None]
     turn = hadamard(shape.head_dim)
     qkv[:, -len(of_values) :] = turn_inputs((qkv[:, -len(of_values) :] / of_values).T, turn).T
-    return Layer(
+    factors = {"qkv": after_input, "o": shared, "gate_up": after_output, "down": after_up}
+    left: dict[str, Floats] = {p: of / factors[p][:, None] / factors[p] for p, of in moments.items()}
+    left["o"] = turn_moments(left["o"], turn)
+    made = Layer(
         input_norm=layer.input_norm / after_input,
         output_norm=layer.output_norm / after_output,
         qkv=qkv,
@@ -194,12 +200,16 @@ def smoothed(layer: Layer, maxima: Maxima, shape: Shape, strength: float) -> Lay
         up=layer.up * after_output[:, None] / after_up,
         down=layer.down * after_up[:, None],
     )
+    return made, left
 
 
-def _factors(maxima: Floats, weights: Sequence[Floats], strength: float) -> Floats:
-    """What each channel's activations are divided by and its weights multiplied by, about 1 in the mean."""
-    largest = np.maximum(np.max([np.abs(w).max(axis=1) for w in weights], axis=0), 1e-8)
-    wanted = np.maximum(maxima, 1e-8) ** strength / largest ** (1 - strength)
+def _factors(squares: Floats, weight: Floats, strength: float) -> Floats:
+    """What each channel's activations are divided by and its weights multiplied by, about 1 in the mean.
+
+    Root mean squares, not the largest values: behind a turn they say more of what is rounded off.
+    """
+    of_weights = (weight**2).mean(axis=1)  # [in]
+    wanted = (np.maximum(squares, 1e-16) ** strength / np.maximum(of_weights, 1e-16) ** (1 - strength)) ** 0.5
     wanted = np.clip(wanted, 1e-5, 1e5)
     return np.asarray(wanted / np.exp(np.log(wanted).mean()), dtype=np.float32)
 
@@ -219,11 +229,16 @@ def turn_inputs(weight: Floats, turn: Floats) -> Floats:
     return np.ascontiguousarray((turn @ blocks).reshape(weight.shape))
 
 
+def turn_moments(moments: Floats, turn: Floats) -> Floats:
+    """`moments [in, in]` of inputs whose blocks were multiplied by `turn`."""
+    return turn_inputs(turn_inputs(moments, turn).T, turn)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """How the products of each layer are taken: `f32` or `int8`."""
+    """How the products of each layer are taken: in float32, or in int8 where the moments of their inputs are given."""
 
-    products: Mapping[tuple[int, str], str] = field(default_factory=dict)  # the rest are float32
+    int8: Mapping[tuple[int, str], Floats] = field(default_factory=dict)  # layer and product -> `[in, in]`
     half_embedding: bool = False
 
 
@@ -240,26 +255,34 @@ class _Graph:
         self.weights.append(numpy_helper.from_array(values, name))
         return name
 
-    def product(self, kind: str, x: str, weights: Mapping[str, Floats], *, turn: bool = True) -> list[str]:
+    def product(self, x: str, weights: Mapping[str, Floats], moments: Floats | None, *, turn: bool = True) -> list[str]:
         """`x` times each of `weights`; they share what is done to `x`. `turn` unless both are turned before."""
-        if kind == "f32":
+        if moments is None:
             return [self.add("MatMul", [x, self.weight(f"{n}.weight", w)], [n]) for n, w in weights.items()]
         first = next(iter(weights))
         if turn:
-            x, weights = self._turned(first, x, weights)
+            x, weights, moments = self._turned(first, x, weights, moments)
         axes = self.weight(f"{first}.axes", np.array([-1]))
         absolute = self.add("Abs", [x], [f"{first}.abs"])
         largest = self.add("ReduceMax", [absolute, axes], [f"{first}.largest"], keepdims=1)
         least = self.weight(f"{first}.least", np.array([1e-20], dtype=np.float32))  # of a token that is all zeros
         size = self.add("Max", [largest, least], [f"{first}.size"])  # [B, T, 1]
         level = self.add("Div", [x, size], [f"{first}.level"])  # from -1 to 1
-        scale = self.weight(f"{first}.scale", np.array(1 / _INT8_MAX, dtype=np.float32))
+        scale = self.weight(f"{first}.scale", np.array(1 / rounding.INT8_MAX, dtype=np.float32))
         zero = self.weight(f"{first}.zero", np.array(_ZERO, dtype=np.uint8))
         quantised = self.add("QuantizeLinear", [level, scale, zero], [f"{first}.quantised"])
-        return [self._int8(name, weight, (quantised, scale, zero), size) for name, weight in weights.items()]
+        whole = rounding.rounded(np.concatenate(list(weights.values()), axis=1), moments)
+        parts = np.split(whole, np.cumsum([weight.shape[1] for weight in weights.values()])[:-1], axis=1)
+        given = (quantised, scale, zero)
+        return [
+            self._int8(name, part, rounding.scales(weight), given, size)
+            for (name, weight), part in zip(weights.items(), parts, strict=True)
+        ]
 
-    def _turned(self, first: str, x: str, weights: Mapping[str, Floats]) -> tuple[str, Mapping[str, Floats]]:
-        """`x` with the channels of each block turned into sums of them, and weights that undo it."""
+    def _turned(
+        self, first: str, x: str, weights: Mapping[str, Floats], moments: Floats
+    ) -> tuple[str, Mapping[str, Floats], Floats]:
+        """`x` with the channels of each block turned into sums of them, weights that undo it, and its moments."""
         channels = len(weights[first])
         turn = hadamard(channels)  # [block, block]
         size = len(turn)
@@ -268,14 +291,13 @@ class _Graph:
         blocks = self.add("Reshape", [x, apart], [f"{first}.blocks"])
         turned = self.add("MatMul", [blocks, self.weight(f"{first}.turn", turn)], [f"{first}.turned_blocks"])
         turned = self.add("Reshape", [turned, whole], [f"{first}.turned"])
-        return turned, {name: turn_inputs(weight, turn) for name, weight in weights.items()}
+        undone = {name: turn_inputs(weight, turn) for name, weight in weights.items()}
+        return turned, undone, turn_moments(moments, turn)
 
-    def _int8(self, name: str, weight: Floats, x: tuple[str, str, str], size: str) -> str:
+    def _int8(self, name: str, weight: NDArray[np.int8], scale: Floats, x: tuple[str, str, str], size: str) -> str:
         """`x` is quantised values, scale and zero of tokens that were divided by `size`."""
-        scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / _INT8_MAX  # [out]
-        rounded = np.clip(np.rint(weight / scale), -_INT8_MAX, _INT8_MAX).astype(np.int8)
-        weights = self.weight(f"{name}.weight", rounded)
-        scales = self.weight(f"{name}.weight_scale", scale.astype(np.float32))
+        weights = self.weight(f"{name}.weight", np.ascontiguousarray(weight))
+        scales = self.weight(f"{name}.weight_scale", scale)
         made = self.add("MatMulIntegerToFloat", [x[0], weights, x[1], scales, x[2]], [f"{name}.of_level"], _CONTRIB)
         return self.add("Mul", [made, size], [name])
 
@@ -308,13 +330,10 @@ def build(
     for number, layer in zip(range(depth), layers, strict=False):
         name = str(number)
 
-        def kind(product: str, number: int = number) -> str:
-            return plan.products.get((number, product), "f32")
-
         normed, stream = _norm(graph, stream, added, f"{name}.input", layer.input_norm, shape)
         if number:
             seen[f"model.layers.{number - 1}"] = stream
-        (qkv,) = graph.product(kind("qkv"), normed, {f"{name}.qkv": layer.qkv})
+        (qkv,) = graph.product(normed, {f"{name}.qkv": layer.qkv}, plan.int8.get((number, "qkv")))
         attended = graph.add(
             "GroupQueryAttention",
             [qkv, "", "", f"past.{name}.key", f"past.{name}.value", "last", "total", cos, sin],
@@ -326,13 +345,14 @@ def build(
             rotary_interleaved=0,
             scale=1 / math.sqrt(shape.head_dim),
         )
-        (added,) = graph.product(kind("o"), attended, {f"{name}.o": layer.o}, turn=False)
+        (added,) = graph.product(attended, {f"{name}.o": layer.o}, plan.int8.get((number, "o")), turn=False)
         seen[f"model.layers.{number}.self_attn"] = seen[f"model.layers.{number}.self_attn.o_proj"] = added
         between, stream = _norm(graph, stream, added, f"{name}.output", layer.output_norm, shape)
-        gate, up = graph.product(kind("gate_up"), between, {f"{name}.gate": layer.gate, f"{name}.up": layer.up})
+        wide = {f"{name}.gate": layer.gate, f"{name}.up": layer.up}
+        gate, up = graph.product(between, wide, plan.int8.get((number, "gate_up")))
         gate = graph.add("QuickGelu", [gate], [f"{name}.silu"], _CONTRIB, alpha=1.0)
         gated = graph.add("Mul", [gate, up], [f"{name}.gated"])
-        (added,) = graph.product(kind("down"), gated, {f"{name}.down": layer.down})
+        (added,) = graph.product(gated, {f"{name}.down": layer.down}, plan.int8.get((number, "down")))
         seen[f"model.layers.{number}.mlp"] = seen[f"model.layers.{number}.mlp.down_proj"] = added
         if watch:
             for product, given in zip(PRODUCTS, (normed, attended, between, gated), strict=True):

@@ -6,8 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from guard.cli.export import source
+from guard.config import DEFAULT_PACK
 from guard.errors import ConfigError, WeightsError
-from guard.reader import exported, graph, onnx, weights
+from guard.pack.loader import load_pack
+from guard.reader import exported, graph, onnx, rounding, weights
 from guard.reader.export import Source, export
 from guard.reader.model import TorchReader
 
@@ -138,3 +141,46 @@ def test_turned_channels_and_weights_multiply_to_the_same(channels, size):
     np.testing.assert_allclose(turned @ graph.turn_inputs(weight, turn), x @ weight, rtol=1e-4, atol=1e-3)
     assert turn.shape == (size, size)
     assert abs(turned[0]).max() < 1.02 * 1000 / np.sqrt(size) + 5
+
+
+def test_weights_are_rounded_so_that_outputs_change_least():
+    rng = np.random.default_rng(0)
+    few = rng.standard_normal((12, 48))  # channels that go together, as a model's do
+    x, held_out = (rng.standard_normal((n, 12)) @ few + 0.1 * rng.standard_normal((n, 48)) for n in (2000, 500))
+    weight = rng.standard_normal((48, 20)).astype(np.float32)
+    scale = rounding.scales(weight)
+    plain = np.rint(weight / scale).astype(np.int8)
+    made = rounding.rounded(weight, (x.T @ x / len(x)).astype(np.float32))
+    assert abs(made.astype(int)).max() <= rounding.INT8_MAX
+
+    def error(whole):
+        return np.linalg.norm(held_out @ (whole * scale - weight))
+
+    assert error(made) < 0.5 * error(plain)
+    np.testing.assert_array_equal(rounding.rounded(weight, np.eye(48, dtype=np.float32)), plain)
+    assert np.isfinite(rounding.scales(np.zeros((48, 20), np.float32))).all()
+    assert not rounding.rounded(np.zeros((48, 20), np.float32), np.zeros((48, 48), np.float32)).any()
+
+
+def test_moments_follow_what_is_done_to_inputs():
+    rng = np.random.default_rng(0)
+    x, turn = rng.standard_normal((50, 128)).astype(np.float32), graph.hadamard(128)
+    turned = (x.reshape(50, -1, 64) @ turn).reshape(50, 128)
+    np.testing.assert_allclose(graph.turn_moments(x.T @ x, turn), turned.T @ turned, rtol=1e-3, atol=1e-3)
+
+
+def test_a_pack_calibrates_with_its_cases_then_its_examples():
+    pack = load_pack(DEFAULT_PACK)
+    given, again = source(pack), source(pack)
+    cases = [case.text for case in pack.cases]
+    examples = {example.text for latent in pack.latents for example in latent.examples}
+    assert given == again
+    assert given.texts[: len(cases)] == cases
+    assert set(given.texts[len(cases) :]) == examples - set(cases)
+    assert len(set(given.texts)) == len(given.texts)
+
+
+def test_int8_without_a_text_is_refused(model_folder, tmp_path):
+    with pytest.raises(ConfigError, match=r"found no text in pack random 1, expected texts to calibrate on"):
+        export(model_folder, Source("random 1", POINTS, ()), tmp_path / "new", "int8")
+    assert not list(tmp_path.iterdir())
