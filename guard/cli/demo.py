@@ -169,15 +169,23 @@ def _await_serving(address: str) -> None:
 
 def _wait(process: "subprocess.Popen[str]") -> None:
     """Until Ctrl-C, which is how a demo ends. Raises Unavailable where the sidecar ends first."""
+    # Noted, not raised: what a handler raises while Python clears something away (gRPC's channel) is lost.
+    got: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda number, _frame: got.append(number)) for number in numbers}
     try:
         print("serving until Ctrl-C", flush=True)
-        # A signal that comes just before a wait without end would be answered only after it.
-        while (status := process.poll()) is None:
+        # In steps: a signal that comes just before a wait without end would be answered only after it.
+        while not got and (status := process.poll()) is None:
             time.sleep(_POLL_SECONDS)
-    except KeyboardInterrupt:
-        print("\nstopping", flush=True)
-        return
-    raise Unavailable(f"the sidecar ended by itself with status {status}")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if not got:
+        raise Unavailable(f"the sidecar ended by itself with status {status}")
+    if got[0] != signal.SIGINT:
+        raise typer.Exit(128 + got[0])
+    print("\nstopping", flush=True)
 
 
 def _end(process: "subprocess.Popen[str]") -> None:
