@@ -21,6 +21,18 @@ Examples:
 segment level. --permissive fits and calibrates on sources alone whose licence passes nothing on (MIT, Apache-2.0, CC0,
 CC BY) and on the project's own sentences; the other sources are only judged on."""
 
+_REOPEN_EPILOG = """\b
+Examples, to fit a pack's heads to labelled texts of your own:
+  guard lab reopen detectors/smollm2-135m-instruct/safety-residual --out runs/saes
+  H="--hook-point model.layers.0 --hook-point model.layers.7 --hook-point model.layers.14 --hook-point model.layers.22"
+  guard lab harvest --labelled labelled/ $H --out runs/texts
+  guard lab fit --saes runs/saes --texts runs/texts --explained runs/saes --scores runs/saes --out runs/heads \\
+      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4
+  guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
+  guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
+
+Latents that the pack does not hold are silent, and decoders are absent: it does for heads, not for other stages."""
+
 _EVALUATE_EPILOG = """\b
 Examples:
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
@@ -43,16 +55,31 @@ Fitted = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab fi
 
 def register(app: typer.Typer) -> None:
     lab_search.register(app)
+    app.command(epilog=_REOPEN_EPILOG)(reopen)
     app.command(epilog=_FIT_EPILOG)(fit)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
     app.command(epilog=_BUILD_EPILOG)(build)
 
 
+def reopen(
+    pack: Annotated[Path, typer.Argument(metavar="PACK", help="A pack's folder.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where its SAEs and explanations go.")],
+) -> None:
+    """Lay a pack out as the stages left it, so that its heads can be fitted to other texts."""
+    from guard.lab.explain.reopen import reopen as stage
+
+    count = stage(pack, out)
+    typer.echo(f"{out}: {count:,} latents; give it to `guard lab fit` as --saes, --explained and --scores")
+
+
 def fit(
     saes: Saes,
-    activations: Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote.")],
     texts: Texts,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the fit goes.")],
+    activations: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote; needed the first time."),
+    ] = None,
     latents_per_head: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a head by its labelled texts.")
     ] = 128,

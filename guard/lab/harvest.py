@@ -19,7 +19,7 @@ from guard.reader.tokens import TextTokenizer
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 
 
 def harvest(

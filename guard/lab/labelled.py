@@ -31,7 +31,8 @@ _RESTRICTED = re.compile(
 
 # An own sentence's id says what it was written to: <domain>/<lang>-<letter>-<kind>-<number>; the first have no letter.
 _PLAN_LETTER = re.compile(r"/[a-z]{2}-([a-z])-")
-_PLANS = {"b": "second"} | dict.fromkeys("cdefgh", "third") | dict.fromkeys("ijkmnpqr", "fourth")
+_LETTERS = {"second": "b", "third": "cdefgh", "fourth": "ijkmnpqr", "fifth": "stuvwxyz"}
+_PLANS = {letter: plan for plan, letters in _LETTERS.items() for letter in letters}
 
 _HARMFUL_SUBDOMAINS = frozenset(
     {
@@ -86,7 +87,7 @@ class Row(BaseModel):
     def group(self) -> str:
         """What is held out together when sources are judged."""
         if self.own and self.source != "own_pairs":
-            # Written to four plans: were all held out together, too little that is permissive would be left to fit on.
+            # Written to five plans: were all held out together, too little that is permissive would be left to fit on.
             letter = _PLAN_LETTER.search(self.id)
             return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
         return _GROUPS.get(self.source, self.source)
@@ -187,11 +188,13 @@ def own_rows() -> list[Row]:
 def written_rows() -> list[Row]:
     """Sentences written for fitting, by domain: harmful, on the topic and harmless, or alike in words alone.
 
-    `other` holds what is harmful in other ways, and everyday requests.
+    `other` holds what is harmful in other ways, and everyday requests. The newest come last: a harvest of all of them
+    begins with the shards of an earlier one.
     """
     rows = []
     folder = resources.files("guard.lab").joinpath("data")
-    for name in sorted(file.name for file in folder.iterdir() if file.name.startswith("sentences.")):
+    names = [file.name for file in folder.iterdir() if file.name.startswith("sentences.")]
+    for name in sorted(names, key=lambda name: (name.split(".")[3:-1], name)):  # the letter of their plan, where any
         domain = name.split(".")[1]
         for line in _own(name):
             labelled = domain in DOMAINS and line["kind"] != "hard_negative"

@@ -60,8 +60,8 @@ def harvest_labelled(
     """Harvests the labelled texts of `folder` and the project's own sentences; writes `out/rows.jsonl` with them."""
     rows = [
         *labelled.external_rows(folder, cap=cap, seed=seed),
-        *labelled.own_rows(),
         *labelled.lookalike_rows(),
+        *labelled.own_rows(),
     ]
     made = harvesting.harvest_texts(
         model=model,
@@ -178,7 +178,7 @@ def text_means(texts: Path, hook_points: Sequence[str]) -> tuple[Ints, dict[str,
 def fit(
     *,
     saes: Path,
-    activations: Path,
+    activations: Path | None = None,
     texts: Path,
     out: Path,
     config: FitConfig,

@@ -31,6 +31,7 @@ COMMANDS = [
     ["lab", "contrast"],
     ["lab", "fit"],
     ["lab", "evaluate"],
+    ["lab", "reopen"],
     ["lab", "build"],
 ]
 
