@@ -129,13 +129,16 @@ def pool(
     into: Sequence[NDArray[np.float16]],
     shard_done: Callable[[], None] = lambda: None,
 ) -> None:
-    """Writes every latent's mean strength over every text into one array `[N, d_sae]` an SAE."""
+    """Writes every latent's mean strength over every text into one array `[N, d_sae]` an SAE, which holds zeros."""
     rises = [torch.from_numpy(scale) - sae.threshold for sae, scale in zip(suite, scales, strict=True)]
+    # Most latents of a pack that was opened again are silent whatever comes.
+    speaking = [(sae.enc_rows.any(dim=1) | (sae.bias > sae.threshold)).nonzero()[:, 0] for sae in suite]
+    suite = [sae.rows(some) for sae, some in zip(suite, speaking, strict=True)]
     for shard, piece, span in _by_text(texts):
         size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)
-        for sae, rise, out in zip(suite, rises, into, strict=True):
-            sums = _pool_sae(sae, shard[sae.hook_point], piece, span.stop - span.start, rise)
-            out[span] = (sums / size[:, None]).half().numpy()
+        for sae, some, rise, out in zip(suite, speaking, rises, into, strict=True):
+            sums = _pool_sae(sae, shard[sae.hook_point], piece, span.stop - span.start, rise[some])
+            out[span, some.numpy()] = (sums / size[:, None]).half().numpy()
         shard_done()
 
 

@@ -49,6 +49,11 @@ class FullSae:
         """Activations `[T, d_sae]` -> what they say `x` was, `[T, d_model]`."""
         return acts @ self.dec_rows + self.dec_bias
 
+    def rows(self, chosen: Tensor) -> "FullSae":
+        """Of these latents alone `[n]`, in their order; of a topk SAE they may say more than in the whole."""
+        names = ("enc_rows", "bias", "threshold", "dec_rows")
+        return replace(self, **{name: getattr(self, name)[chosen] for name in names})
+
     def to(self, device: torch.device) -> "FullSae":
         names = ("enc_rows", "bias", "threshold", "dec_rows", "dec_bias")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
