@@ -31,7 +31,7 @@ _RESTRICTED = re.compile(
 
 # An own sentence's id says what it was written to: <domain>/<lang>-<letter>-<kind>-<number>; the first have no letter.
 _PLAN_LETTER = re.compile(r"/[a-z]{2}-([a-z])-")
-_LETTERS = {"second": "b", "third": "cdefgh", "fourth": "ijkmnpqr", "fifth": "stuvwxyz"}
+_LETTERS = {"second": "b", "third": "cdefgh", "fourth": "ijkmnpqr"}
 _PLANS = {letter: plan for plan, letters in _LETTERS.items() for letter in letters}
 
 _HARMFUL_SUBDOMAINS = frozenset(
@@ -87,7 +87,7 @@ class Row(BaseModel):
     def group(self) -> str:
         """What is held out together when sources are judged."""
         if self.own and self.source != "own_pairs":
-            # Written to five plans: were all held out together, too little that is permissive would be left to fit on.
+            # Written to four plans: were all held out together, too little that is permissive would be left to fit on.
             letter = _PLAN_LETTER.search(self.id)
             return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
         return _GROUPS.get(self.source, self.source)

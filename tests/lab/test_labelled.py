@@ -15,7 +15,6 @@ PLANNED = {
     "terror/zh-b-harmful_request-001": "own_sentences_second",
     "terror/en-h-topical-001": "own_sentences_third",
     "terror/zh-k-topical-001": "own_sentences_fourth",
-    "violence/en-t-topical-001": "own_sentences_fifth",
 }
 HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
 

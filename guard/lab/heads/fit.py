@@ -39,7 +39,7 @@ HEADS: tuple[Head, ...] = (
 
 WEAK_WEIGHT = 0.3  # rows with a noisy mapping
 # Own sentences of the first three plans are bare ones. Who asks for what, or does it, shows in dialogues, threads and
-# elaborate prompts, which came with the two after them: harm is learned from those first, what a text is about from all.
+# elaborate prompts, which came with the fourth: harm is learned from those first, what a text is about from all.
 EARLIER_WEIGHT = 0.2
 _EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
 _SCOUTED = 5000  # latents among which weights are compared
