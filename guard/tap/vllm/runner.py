@@ -5,17 +5,16 @@ Methods are wrapped on the instance, so that a worker without the setting runs v
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from guard.tap.protocol import Sink
 from guard.tap.vllm import stopping
 from guard.tap.vllm.activations import Activations
 from guard.tap.vllm.blocks import BlockStore
 from guard.tap.vllm.encode import BatchEncoder
+from guard.tap.vllm.gathering import Computed, Gathering
 from guard.tap.vllm.ids import caller_id
 from guard.tap.vllm.ledger import Ledger
 from guard.tap.vllm.settings import TapSettings
@@ -46,6 +45,7 @@ class RunnerTap:
         self._sink = sink
         self._may_stop = settings.stop
         self._store_bytes = settings.store_mib << 20
+        self._gathering = Gathering(settings.gather)
         self._ledger: Ledger | None = None
         self._ending: set[str] = set()  # requests that the scheduler was asked to finish
         self.spent = Spent()
@@ -133,12 +133,15 @@ class RunnerTap:
             part(*args)
         except Exception:
             log.exception("guard: the tap failed; all running requests are not assessed")
+            self._gathering.take()
             self.ledger.miss_all("the tap failed; the engine's log says how")
             if (step := self.ledger.take()) is not None:
                 self._sink.send(step)
 
     def _come_and_go(self, scheduler_output: Any) -> None:
         ledger = self.ledger
+        if scheduler_output.finished_req_ids:
+            self._tell(self._gathering.take())
         for engine_id in scheduler_output.finished_req_ids:
             if engine_id in ledger:
                 ledger.end(engine_id, self._reason(engine_id))
@@ -184,23 +187,38 @@ class RunnerTap:
             stopping.name_stops(output, named)
 
     def _read(self, batch: Sequence[str], state: Any, output: Any) -> None:
-        ledger, runner = self.ledger, self._runner
+        runner = self._runner
         scheduled = state.scheduler_output.num_scheduled_tokens
         lengths = [scheduled[engine_id] for engine_id in batch]
         total = sum(lengths)
-        # Ids and positions as the model read them: with asynchronous scheduling only the device knows.
-        ids = runner.input_ids.gpu[:total].cpu().numpy().astype(np.int32)  # copied: the buffer is reused
-        positions = _first_positions(runner, lengths)
-        fired = self._encoder(self._activations.of(state, total), ids, lengths)
+        positions = runner.mrope_positions.gpu[0] if runner.uses_mrope else runner.positions
+        step = Computed(
+            batch, lengths, runner.input_ids.gpu[:total], positions[:total], self._activations.of(state, total)
+        )
         drafts = state.scheduler_output.scheduled_spec_decode_tokens
-        sampled = getattr(output, "sampled_token_ids", None)
-        for index, engine_id in enumerate(batch):
-            proposed = len(drafts.get(engine_id, ()))
-            ledger.add(engine_id, positions[index], fired[index], proposed)
-            if proposed and sampled is not None:
-                ledger.settle(engine_id, self._accepted(engine_id, sampled[index]))
-        if (step := ledger.take()) is not None:
-            self._sink.send(step)
+        if total == len(batch) and not drafts:
+            self._tell(self._gathering.add(step))
+        else:
+            self._tell(self._gathering.take())
+            self._tell([step], drafts, getattr(output, "sampled_token_ids", None))
+
+    def _tell(
+        self,
+        computed: Sequence[Computed],
+        drafts: Mapping[str, Sequence[int]] | None = None,
+        sampled: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Encodes and hands over; `drafts` are tokens at the end of a request's that were only proposed."""
+        ledger = self.ledger
+        for step in computed:
+            begins, fired = step.begins(), self._encoder(step.activations, step.token_ids(), step.lengths)
+            for index, engine_id in enumerate(step.batch):
+                proposed = len(drafts.get(engine_id, ())) if drafts else 0
+                ledger.add(engine_id, begins[index], fired[index], proposed)
+                if proposed and sampled is not None:
+                    ledger.settle(engine_id, self._accepted(engine_id, sampled[index]))
+        if (told := ledger.take()) is not None:
+            self._sink.send(told)
 
     def _accepted(self, engine_id: str, sampled: Sequence[int]) -> int:
         """Drafts accepted in a step that sampled these tokens, the last of which is new.
@@ -219,10 +237,3 @@ class RunnerTap:
 
 def _ends(params: Any) -> set[int]:
     return {token for token in (params.eos_token_id, *(params.stop_token_ids or ())) if token is not None}
-
-
-def _first_positions(runner: Any, lengths: Sequence[int]) -> list[int]:
-    """Position of each request's first row in this step."""
-    positions = runner.mrope_positions.gpu[0] if runner.uses_mrope else runner.positions
-    starts = np.cumsum([0, *lengths[:-1]])
-    return [int(p) for p in positions[: sum(lengths)].cpu().numpy()[starts]]

@@ -152,16 +152,18 @@ def test_hook_points_that_are_no_layers(tmp_path, model_folder, say, monkeypatch
     assert_same(like)
 
 
-def test_a_blocked_request_ends_whatever_was_asked(tmp_path, model_folder):
+@pytest.mark.parametrize(("gather", "latest"), [(1, 5), (8, 12)])
+def test_a_blocked_request_ends_whatever_was_asked(tmp_path, model_folder, gather, latest):
     """Where a token that ends the request would not: no end is looked for, or none may be sampled yet."""
     rng = random.Random(6)
     asked = ({}, {}, {"ignore_eos": True}, {"min_tokens": 50}, {"structured_outputs": {"regex": "[a-z]{200}"}})
     waves = [[{"prompt": ids(rng, 30), "params": GREEDY | {"max_tokens": 60} | params} for params in asked]]
-    told = run(tmp_path, model_folder, waves, stop=dict.fromkeys("0234", 5))
+    told = run(tmp_path, model_folder, waves, stop=dict.fromkeys("0234", 5), guard={"gather": gather})
     lengths = {name: len(answer["ids"]) for name, answer in told.answers.items()}
     reasons = {name: ended.reason for name, ended in told.ended.items()}
     # The row of the fifth token is told in the step that samples the sixth: nothing of that step goes out.
-    assert lengths == {"0": 5, "1": 60, "2": 5, "3": 5, "4": 5}
+    assert lengths.pop("1") == 60
+    assert all(5 <= length <= latest for length in lengths.values()), lengths
     assert reasons == {"0": "guard", "1": "length", "2": "guard", "3": "guard", "4": "guard"}
     assert told.answers["2"]["finish"] == "stop"
 
