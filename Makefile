@@ -51,7 +51,7 @@ vllm-setup: | $(BIN)/python
 vllm-demo: setup weights vllm-setup ## serve the default model by vLLM with the guard on, and show a stop; ONCE=1 ends after
 	$(BIN)/python -m deploy.vllm.demo $(if $(filter-out 0,$(ONCE)),--once)
 
-vllm-test: setup weights vllm-setup ## the tests that run a real vLLM (about 15 minutes); ARGS goes to pytest
+vllm-test: setup weights vllm-setup ## the tests that run a real vLLM (about 17 minutes); ARGS goes to pytest
 	$(BIN)/python -m pytest tests/tap/vllm/test_engine.py tests/tap/vllm/test_restart.py $(ARGS)
 
 check: setup format-check lint types imports proto-lint proto-fresh test ## all that a change must pass

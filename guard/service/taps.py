@@ -40,6 +40,8 @@ class TapServicer:
             yield wire.welcome_bytes(accepted=False, message=str(error))
         except GuardError as error:
             _abort(context, error)
+        except grpc.RpcError:  # how reading says that the tap has gone: its engine ended, or was cut off
+            pass
         except Exception:  # noqa: BLE001 - the tap learns that it failed; the log learns why
             _log.exception("tap failed")
             _abort(context, GuardError("internal error: the sidecar's log says more"))

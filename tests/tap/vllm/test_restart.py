@@ -42,7 +42,7 @@ def sidecar(folder):
 def answer(served, request_id, tokens=TOKENS):
     asked = {"model": "smollm2", "prompt": f"Tell me about the harbour, {request_id}.", "max_tokens": tokens}
     asked |= {"temperature": 0, "ignore_eos": True}
-    with httpx.Client(timeout=200) as client:
+    with httpx.Client(timeout=400) as client:
         came = client.post(f"{served.url}/v1/completions", json=asked, headers={"X-Request-Id": request_id})
     came.raise_for_status()
     return came.json()["usage"]["completion_tokens"]
@@ -56,7 +56,7 @@ def last(folder, request_id):
 
 def test_a_killed_sidecar_costs_its_verdicts_and_nothing_else(tmp_path_factory, model_folder):
     folder = tmp_path_factory.mktemp("kill")
-    setting = {"pack": str(PACK), "taps": f"unix:{folder}/taps.sock"}
+    setting = {"pack": str(PACK), "taps": f"unix:{folder}/taps.sock", "stop": False}
     with (
         engine.serving(model_folder, folder / "vllm.log", guard=setting, arguments=["--enforce-eager"]) as served,
         ThreadPoolExecutor(AT_ONCE) as pool,
@@ -66,20 +66,18 @@ def test_a_killed_sidecar_costs_its_verdicts_and_nothing_else(tmp_path_factory, 
             answer(served, "before", 20)
             assert last(folder, "before").action is not Action.NOT_ASSESSED
             under_way = {name: pool.submit(answer, served, name) for name in (f"way-{n}" for n in range(AT_ONCE))}
-            while served.metric("vllm:generation_tokens_total") < 20 + AT_ONCE * 20:
+            while served.metric("vllm:num_requests_running") < AT_ONCE:
                 time.sleep(0.05)
+            time.sleep(2)  # some rows of each have gone out
+            assert served.metric("vllm:num_requests_running") == AT_ONCE
             first.kill()
         with sidecar(folder):
-            assert served.metric("vllm:num_requests_running") == AT_ONCE
-            assert [future.result(200) for future in under_way.values()] == [TOKENS] * AT_ONCE
+            assert [future.result(400) for future in under_way.values()] == [TOKENS] * AT_ONCE
             for name in under_way:
                 verdict = last(folder, name)
-                assert verdict.action is Action.NOT_ASSESSED, name
-                assert {why.reason for why in verdict.not_assessed} <= {
-                    NotAssessedReason.ROWS_MISSING,
-                    NotAssessedReason.TAP_LOST,
-                    NotAssessedReason.NO_ROWS,
-                }
+                # What was read of it may be bad enough: a block stands, but nothing is allowed.
+                assert verdict.action in {Action.NOT_ASSESSED, Action.BLOCK}, name
+                assert {why.reason for why in verdict.not_assessed} == {NotAssessedReason.ROWS_MISSING}
             time.sleep(6)
             answer(served, "after", 20)
             assert last(folder, "after").action is not Action.NOT_ASSESSED
