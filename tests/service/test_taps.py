@@ -9,6 +9,7 @@ import urllib.request
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 from guard.errors import InvalidInput, NotFound
 from guard.records import Action, CheckOptions
@@ -163,7 +164,7 @@ def test_a_refused_tap_is_told_what_to_do_and_its_engine_goes_on(assessor, serve
 
 def test_a_tap_that_breaks_leaves_its_open_requests_not_assessed(assessor, client, server, address):
     request = told(assessor, asked(HARMLESS, "It is done."), "cut")
-    with grpc.insecure_channel(address) as channel:
+    with capture_logs() as logged, grpc.insecure_channel(address) as channel:
         sent = [wire.request_bytes(info_of(assessor)), wire.request_bytes(request.step(0, request.prompt_tokens))]
         waiting = threading.Event()
 
@@ -177,7 +178,8 @@ def test_a_tap_that_breaks_leaves_its_open_requests_not_assessed(assessor, clien
         assert next(stream).verdict.action is Action.ALLOW
         call.cancel()
         waiting.set()
-    last = list(stream)[-1]
+        last = list(stream)[-1]
+    assert "tap failed" not in [line["event"] for line in logged]  # it went away
     assert (last.finish_reason, last.verdict.action) == ("lost", "not_assessed")
     assert [m.reason for m in last.verdict.not_assessed] == ["tap_lost"]
     assert until(lambda: not serves(server))
