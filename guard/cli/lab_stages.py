@@ -22,7 +22,7 @@ segment level. --permissive fits and calibrates on sources alone whose licence p
 CC BY) and on the project's own sentences; the other sources are only judged on."""
 
 _REOPEN_EPILOG = """\b
-Examples, to fit a pack's heads to labelled texts of your own:
+Examples:
   guard lab reopen detectors/smollm2-135m-instruct/safety-residual --out runs/saes
   H="--hook-point model.layers.0 --hook-point model.layers.7 --hook-point model.layers.14 --hook-point model.layers.22"
   guard lab harvest --labelled labelled/ $H --out runs/texts
@@ -31,7 +31,8 @@ Examples, to fit a pack's heads to labelled texts of your own:
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
   guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
 
-Latents that the pack does not hold are silent, and decoders are absent: it does for heads, not for other stages."""
+So a pack's heads are fitted to labelled texts of your own. Latents that the pack does not hold are silent, and
+decoders are absent: it does for heads, not for other stages."""
 
 _EVALUATE_EPILOG = """\b
 Examples:

@@ -43,7 +43,14 @@ def test_fit_offers_every_field_of_its_configuration():
     }
     fields_of = {field.name: field.default for field in fields(FitConfig)}
     del fields_of["sources"]  # --permissive and --manifests name them
-    apart = {"permissive": False, "explained": None, "scores": None, "manifests": None, "only_choose": False}
+    apart = {
+        "activations": None,
+        "permissive": False,
+        "explained": None,
+        "scores": None,
+        "manifests": None,
+        "only_choose": False,
+    }
     assert {k: v for k, v in given.items() if k not in apart} == fields_of
 
 
