@@ -14,9 +14,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from guard.errors import ConfigError, WeightsError
-from guard.reader import exported, graph, weights
+from guard.reader import exported, graph, llama, weights
 from guard.reader.exported import GRAPH, MANIFEST, TOKENIZER, WEIGHTS, Export, Made
-from guard.reader.graph import PRODUCTS, Layer, Plan, Shape
+from guard.reader.graph import PRODUCTS, Plan
+from guard.reader.llama import Layer, Shape
 from guard.reader.tokens import TextTokenizer
 
 _COPIED = (TOKENIZER, "tokenizer_config.json", "chat_template.jinja", "config.json")
@@ -53,10 +54,10 @@ def export(
         raise ConfigError(f"export to {target}: found it there already, expected a new folder")
     if exported.is_exported(model):
         raise WeightsError(f"{model}: found an exported reader, expected the model folder that it was made from")
-    shape = graph.read_shape(_config(model), model)
-    depth = graph.depth_of(source.hook_points, shape)
-    tensors = graph.Tensors(model)
-    layers = [graph.read_layer(tensors, number) for number in range(depth)]
+    shape = llama.read_shape(_config(model), model)
+    depth = llama.depth_of(source.hook_points, shape)
+    tensors = llama.Tensors(model)
+    layers = [llama.read_layer(tensors, number) for number in range(depth)]
     embedding = tensors("model.embed_tokens.weight")
     plan, texts = Plan(), 0
     if dtype == "int8":

@@ -10,7 +10,7 @@ from guard.cli.export import source
 from guard.config import DEFAULT_PACK
 from guard.errors import ConfigError, WeightsError
 from guard.pack.loader import load_pack
-from guard.reader import exported, graph, onnx, rounding, weights
+from guard.reader import exported, graph, llama, onnx, rounding, weights
 from guard.reader.export import Source, export
 from guard.reader.model import TorchReader
 
@@ -108,7 +108,7 @@ def test_another_architecture_is_refused(model_folder, key, value, message):
     if value is None:
         del told[key]
     with pytest.raises(WeightsError, match=message):
-        graph.read_shape(told, model_folder)
+        llama.read_shape(told, model_folder)
 
 
 @pytest.mark.parametrize(
