@@ -16,6 +16,8 @@ Examples:
   guard lab harvest --corpus corpus/ --hook-point model.layers.9 --hook-point model.layers.18 \\
       --tokens 5000000 --out runs/activations
   guard lab harvest --labelled labelled/ --hook-point model.layers.9 --hook-point model.layers.18 --out runs/texts
+  guard lab harvest --labelled labelled/ --in-chats --hook-point model.layers.9 --hook-point model.layers.18 \\
+      --out runs/chats
 
 --labelled reads *.jsonl, one {id, text, lang, source, label_domains, scope, kind} per line, and with them the
 project's own sentences.
@@ -55,6 +57,10 @@ def harvest(
         Path | None, typer.Option(metavar="DIR", help="In place of --corpus: a folder of labelled texts (*.jsonl).")
     ] = None,
     cap: Annotated[int, typer.Option(metavar="N", min=1, help="With --labelled: texts of one file, at most.")] = 3000,
+    in_chats: Annotated[
+        bool,
+        typer.Option("--in-chats", help="With --labelled: read texts as messages and answers in chats, not bare."),
+    ] = False,
     share: Annotated[
         list[str] | None,
         typer.Option(
@@ -87,6 +93,7 @@ def harvest(
                 out=out,
                 cap=cap,
                 seed=seed,
+                in_chats=in_chats,
                 dtype=dtype,
                 progress=progress.update,
             )
@@ -175,7 +182,7 @@ def one_source(given: typer.Context, corpus: list[Path] | None, labelled: Path |
         raise UsageError("--corpus and --labelled exclude each other: give one")
     if not corpus and not labelled:
         raise UsageError("found nothing to harvest: give --corpus or --labelled")
-    useless = ("tokens", "context", "shard_tokens", "share") if labelled else ("cap",)
+    useless = ("tokens", "context", "shard_tokens", "share") if labelled else ("cap", "in_chats")
     for name in useless:
         source = given.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":

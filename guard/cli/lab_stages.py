@@ -14,6 +14,7 @@ Examples:
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/heads
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/sparse \\
       --latents-per-head 64 --latent-c 0.01
+  guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --texts runs/chats --out runs/both
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/permissive \\
       --explained runs/explained --scores runs/segment --scores runs/judged --permissive --manifests data/
 
@@ -47,7 +48,13 @@ Examples:
 The pack takes its name from the last part of --out. Then: guard pack check my-packs/safety"""
 
 Saes = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab train` wrote.")]
-Texts = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --labelled` wrote.")]
+Texts = Annotated[
+    list[Path],
+    typer.Option(
+        metavar="FOLDER",
+        help="What `guard lab harvest --labelled` wrote. May be repeated: bare texts first, then those in chats.",
+    ),
+]
 Manifests = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Holds manifest_*.json with the sources' licences.")
 ]
@@ -206,7 +213,7 @@ def build(
     typer.echo(f"{out}: pack written, hash {made[:12]}")
 
 
-def _permissive(texts: Path, manifests: Path | None) -> tuple[str, ...]:
+def _permissive(texts: list[Path], manifests: Path | None) -> tuple[str, ...]:
     """The harvested sources whose licence is permissive. Raises UsageError where there is no word of licences."""
     from guard.lab import stages
     from guard.lab.labelled import permissive
@@ -214,8 +221,8 @@ def _permissive(texts: Path, manifests: Path | None) -> tuple[str, ...]:
     if manifests is None:
         raise UsageError("--permissive needs --manifests, which say how each source is licensed")
     licences = stages.licences(manifests)
-    sources = sorted({row.source for row in stages.read_rows(texts)})
+    sources = sorted({row.source for folder in texts for row in stages.read_rows(folder)})
     found = tuple(name for name in sources if permissive(licences.get(name, "")))
     if not found:
-        raise UsageError(f"--permissive: found no permissive licence in {manifests} for any source of {texts}")
+        raise UsageError(f"--permissive: found no permissive licence in {manifests} for any source of {texts[0]}")
     return found

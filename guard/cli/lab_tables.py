@@ -57,9 +57,10 @@ def figures_table(figures: "list[Figure]") -> Any:
     """AUROC by head and source in one column for each method, and each head's mean over sources."""
     columns = list(figures[0].auroc) if figures else []
     table = plain_table("AUROC on unseen sources", ("head", "source"), ("positives", "negatives", *columns))
-    heads = {(f.domain, f.head): [g for g in figures if (g.domain, g.head) == (f.domain, f.head)] for f in figures}
-    for (domain, head), found in heads.items():
-        name = f"{domain}.{head.value}"
+    heads: dict[str, list[Figure]] = {}
+    for f in figures:
+        heads.setdefault(f"{f.domain}.{f.head.value}" + (" in chats" if f.in_chats else ""), []).append(f)
+    for name, found in heads.items():
         for f in found:
             source = f"{f.source} (weak negatives)" if f.weak_negatives else f.source
             shown = [f"{f.auroc[c]:.3f}" for c in columns]

@@ -1,10 +1,11 @@
 """Harvest: a corpus goes through the model once, and its activations at the hook points go to disk.
 
-Every piece of text stands behind the sink token, and the sink itself is not kept: its outsized norm would rule the loss
-of an SAE, and Guard never scores it.
+Every piece of text stands behind the sink token, or where a chat's template puts it. What stands before it is read, and
+not kept: the sink's outsized norm would rule the loss of an SAE, and Guard scores neither it nor a template.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -16,10 +17,19 @@ from guard.lab.corpus import sample_pieces
 from guard.reader import weights
 from guard.reader.model import TorchReader, pick_dtype
 from guard.reader.tokens import TextTokenizer
+from guard.records import Message, Role
 
 Progress = Callable[[int, int], None]  # tokens done, tokens in all
 
 _BATCH_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The ids of a piece of text, and those that are read before it."""
+
+    before: Sequence[int]
+    ids: list[int]
 
 
 def harvest(
@@ -48,15 +58,15 @@ def harvest(
     )
     given = {file.name: 1.0 for file in corpus} | dict(shares or {})
     sources = tuple(name if w == 1 else f"{name} x{w:g}" for name, w in sorted(given.items()))
-    return _write(
-        model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, seed, progress
-    )
+    bare = [Piece((tokenizer.sink_id,), ids) for ids in pieces]
+    return _write(model, folder, bare, sources, hook_points, out, context, shard_tokens, dtype, seed, progress)
 
 
 def harvest_texts(
     *,
     model: str,
     texts: Sequence[str],
+    before: Sequence[Sequence[Message]] = (),
     sources: tuple[str, ...],
     hook_points: Sequence[str],
     out: Path,
@@ -65,20 +75,32 @@ def harvest_texts(
     dtype: str = "auto",
     progress: Progress = lambda _done, _all: None,
 ) -> shards.ShardSet:
-    """Like `harvest`, for given texts in their order: `piece` is a text's index. Texts are cut at `context` tokens."""
+    """Like `harvest`, for given texts in their order: `piece` is a text's index. Texts are cut at `context` tokens.
+
+    `before`, where given: for each text the messages of a chat that it follows, as the answer to them; or as the first
+    user message, where there are none.
+    """
     folder = weights.resolve(model)
     tokenizer = TextTokenizer(folder)
-    pieces = [tokenizer.text(text).ids[: context - 1] for text in texts]
-    return _write(
-        model, folder, tokenizer, pieces, sources, hook_points, out, context, shard_tokens, dtype, 0, progress
-    )
+    openings = {said: _opening(tokenizer, said) for said in {tuple(messages) for messages in before}}
+    pieces = [
+        Piece(openings[tuple(before[i])] if before else (tokenizer.sink_id,), tokenizer.text(text).ids[: context - 1])
+        for i, text in enumerate(texts)
+    ]
+    return _write(model, folder, pieces, sources, hook_points, out, context, shard_tokens, dtype, 0, progress)
+
+
+def _opening(tokenizer: TextTokenizer, said: tuple[Message, ...]) -> list[int]:
+    """What the template puts before the first user message; or before the answer to what was `said`."""
+    if said:
+        return [number for piece in tokenizer.chat(said, open_reply=True) for number in piece.ids]
+    return tokenizer.chat([Message(Role.USER, "")], open_reply=False)[0].ids
 
 
 def _write(
     model: str,
     folder: Path,
-    tokenizer: TextTokenizer,
-    pieces: Sequence[list[int]],
+    pieces: Sequence[Piece],
     sources: tuple[str, ...],
     hook_points: Sequence[str],
     out: Path,
@@ -92,7 +114,7 @@ def _write(
         raise InvalidInput("the corpus holds no text long enough to read")
     plan = _plan(pieces, shard_tokens)
     reader = TorchReader(folder, hook_points, dtype=pick_dtype(dtype))
-    total = sum(len(piece) for piece in pieces)
+    total = sum(len(piece.ids) for piece in pieces)
     made = shards.ShardSet(
         model=model,
         fingerprint=weights.fingerprint(folder),
@@ -109,13 +131,13 @@ def _write(
     done = 0
     for index, chosen in enumerate(plan):
         if not shards.path(out, index).exists():
-            shards.write(out, index, _read_shard(reader, pieces, chosen, tokenizer.sink_id))
-        done += sum(len(pieces[i]) for i in chosen)
+            shards.write(out, index, _read_shard(reader, pieces, chosen))
+        done += sum(len(pieces[i].ids) for i in chosen)
         progress(done, total)
     return made
 
 
-def _plan(pieces: Sequence[Sequence[int]], shard_tokens: int) -> list[list[int]]:
+def _plan(pieces: Sequence[Piece], shard_tokens: int) -> list[list[int]]:
     """Which pieces stand in which shard."""
     plan: list[list[int]] = [[]]
     size = 0
@@ -124,21 +146,21 @@ def _plan(pieces: Sequence[Sequence[int]], shard_tokens: int) -> list[list[int]]
             plan.append([])
             size = 0
         plan[-1].append(index)
-        size += len(piece)
+        size += len(piece.ids)
     return plan
 
 
-def _read_shard(
-    reader: TorchReader, pieces: Sequence[Sequence[int]], chosen: Sequence[int], sink: int
-) -> dict[str, Tensor]:
+def _read_shard(reader: TorchReader, pieces: Sequence[Piece], chosen: Sequence[int]) -> dict[str, Tensor]:
     kept: dict[int, dict[str, Tensor]] = {}
-    for batch in by_length([len(pieces[i]) + 1 for i in chosen], _BATCH_TOKENS):
-        rows = reader.read([[sink, *pieces[chosen[row]]] for row in batch])
-        for row, seen in zip(batch, rows, strict=True):
-            kept[chosen[row]] = {point: x[1:].to(torch.bfloat16) for point, x in seen.items()}
+    whole = {i: [*pieces[i].before, *pieces[i].ids] for i in chosen}
+    for batch in by_length([len(whole[i]) for i in chosen], _BATCH_TOKENS):
+        rows = reader.read([whole[chosen[place]] for place in batch])
+        for place, seen in zip(batch, rows, strict=True):
+            i = chosen[place]
+            kept[i] = {point: x[len(pieces[i].before) :].to(torch.bfloat16) for point, x in seen.items()}
     result = {point: torch.cat([kept[i][point] for i in chosen]) for point in reader.hook_points}
-    result["token"] = torch.cat([torch.tensor(pieces[i], dtype=torch.int32) for i in chosen])
-    result["piece"] = torch.cat([torch.full((len(pieces[i]),), i, dtype=torch.int32) for i in chosen])
+    result["token"] = torch.cat([torch.tensor(pieces[i].ids, dtype=torch.int32) for i in chosen])
+    result["piece"] = torch.cat([torch.full((len(pieces[i].ids),), i, dtype=torch.int32) for i in chosen])
     return result
 
 

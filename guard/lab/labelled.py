@@ -16,10 +16,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from guard.errors import InvalidInput
-from guard.records import HeadKind
+from guard.records import HeadKind, Message, Role
 
 DOMAINS = ("pornography", "politics", "violence", "terror")
 Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_negative"]
+Frame = Literal["text", "prompt", "completion"]  # read bare, as a user's message in a chat, as an answer in one
 
 # Sources whose hard negatives answer risky questions: harmless, but perhaps about the domain all the same.
 _PRESENCE_UNKNOWN = frozenset({"beavertails_30k_test", "pyrit_scorer_evals", "own_refusal"})
@@ -70,6 +71,21 @@ _GROUPS = {
     "edos_threats": "hate_speech",
 }
 
+# What an answer in a chat answers: nothing that tells what it is about.
+_ASKED = {
+    "en": (
+        "Go on.",
+        "What do you have for me?",
+        "Write me something short.",
+        "Can you help me with this?",
+        "Please answer as well as you can.",
+        "Tell me what you think.",
+        "I'd like to hear more.",
+        "Give me an example of a text that somebody might post online.",
+    ),
+    "zh": ("请继续。", "你怎么看？", "帮我写一段话。", "能给我举个例子吗？", "请尽量回答。", "再说说看。"),  # noqa: RUF001
+}
+
 
 class Row(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -82,6 +98,7 @@ class Row(BaseModel):
     scope: tuple[str, ...]
     kind: Kind
     weak: bool = False
+    frame: Frame = "text"
 
     @property
     def group(self) -> str:
@@ -95,6 +112,10 @@ class Row(BaseModel):
     @property
     def own(self) -> bool:
         return self.source.startswith("own_")
+
+    @property
+    def in_chat(self) -> bool:
+        return self.frame != "text"
 
 
 class Pair(BaseModel):
@@ -223,6 +244,28 @@ def lookalike_rows() -> list[Row]:
     ]
 
 
+def in_chats(rows: Iterable[Row], seed: int) -> list[Row]:
+    """The rows as they stand in chats, each in one place: two of three a user's message, the others an answer.
+
+    Of the project's own sentences one of two, drawn by `seed`; no contrast pairs, which are compared bare.
+    """
+    result = []
+    for row in rows:
+        draw = random.Random(f"{seed} {row.source} {row.id}")
+        if row.source != "own_pairs" and (not row.own or draw.random() < 0.5):
+            frame: Frame = "prompt" if draw.random() < 2 / 3 else "completion"
+            result.append(row.model_copy(update={"frame": frame}))
+    return result
+
+
+def said_before(row: Row) -> tuple[Message, ...]:
+    """The messages that a row read as an answer follows; none for one read as the first user message."""
+    if row.frame != "completion":
+        return ()
+    asked = _ASKED["zh" if row.lang == "zh" else "en"]
+    return (Message(Role.USER, random.Random(f"{row.source} {row.id}").choice(asked)),)
+
+
 def permissive(licence: str) -> bool:
     """Whether a licence lets anybody use what was made from it, for any purpose, without passing terms on.
 
@@ -233,7 +276,8 @@ def permissive(licence: str) -> bool:
 
 def digest(rows: Iterable[Row]) -> str:
     """Identifies a set of rows in a stage's record."""
-    return hashlib.sha256("\n".join(f"{row.source} {row.id} {row.text}" for row in rows).encode()).hexdigest()
+    lines = (f"{row.source} {row.id} {row.text}" + (f" {row.frame}" if row.in_chat else "") for row in rows)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def _own(name: str) -> Iterator[dict[str, str]]:

@@ -54,18 +54,25 @@ def harvest_labelled(
     out: Path,
     cap: int,
     seed: int,
+    in_chats: bool = False,
     dtype: str = "auto",
     progress: Progress = lambda _done, _all: None,
 ) -> shards.ShardSet:
-    """Harvests the labelled texts of `folder` and the project's own sentences; writes `out/rows.jsonl` with them."""
+    """Harvests the labelled texts of `folder` and the project's own sentences; writes `out/rows.jsonl` with them.
+
+    Bare ones, or, `in_chats`, as messages and answers in the model's chat template (`labelled.in_chats`).
+    """
     rows = [
         *labelled.external_rows(folder, cap=cap, seed=seed),
         *labelled.lookalike_rows(),
         *labelled.own_rows(),
     ]
+    if in_chats:
+        rows = labelled.in_chats(rows, seed)
     made = harvesting.harvest_texts(
         model=model,
         texts=[row.text for row in rows],
+        before=[labelled.said_before(row) for row in rows] if in_chats else (),
         sources=(labelled.digest(rows),),
         hook_points=hook_points,
         out=out,
@@ -85,6 +92,14 @@ def read_rows(texts: Path) -> list[labelled.Row]:
     rows = [labelled.Row.model_validate_json(line) for line in file.open(encoding="utf-8")]
     if shards.described(texts).sources != (labelled.digest(rows),):
         raise InvalidInput(f"{file}: not the rows that the shards beside it were made from")
+    return rows
+
+
+def read_all_rows(texts: Sequence[Path]) -> list[labelled.Row]:
+    """The rows of several harvests, of which the first holds bare texts. Raises InvalidInput where it does not."""
+    rows = [row for folder in texts for row in read_rows(folder)]
+    if rows[0].in_chat:
+        raise InvalidInput(f"{texts[0]}: found texts in chats, expected bare ones first (harvested without --in-chats)")
     return rows
 
 
@@ -179,7 +194,7 @@ def fit(
     *,
     saes: Path,
     activations: Path | None = None,
-    texts: Path,
+    texts: Sequence[Path],
     out: Path,
     config: FitConfig,
     explained: Sequence[Explained] = (),
@@ -192,10 +207,13 @@ def fit(
     latents that the heads keep, a line each: what `guard lab explain` may be given; with `only_choose`, nothing else is
     done. Returns how many there are.
     """
-    suite, rows = load_suite(saes), read_rows(texts)
+    suite, rows = load_suite(saes), read_all_rows(texts)
     if strangers := set(config.sources) - {row.source for row in rows}:
-        raise InvalidInput(f"{texts}: holds no texts of {', '.join(sorted(strangers))}, which heads shall be fitted on")
-    design = _designed(suite, rows, pooled_texts(suite, saes, texts, activations), config, explained)
+        raise InvalidInput(
+            f"{', '.join(map(str, texts))}: found no texts of {', '.join(sorted(strangers))}, which heads shall be "
+            f"fitted on"
+        )
+    design = _designed(suite, rows, saes, texts, config, explained, activations)
     out.mkdir(parents=True, exist_ok=True)
     chosen = _chosen(suite, design)
     (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in chosen))
@@ -208,16 +226,17 @@ def fit(
     return len(chosen)
 
 
-def _columns(design: Design, columns: Sequence[str], texts: Path, progress: Progress) -> OutOfFold:
-    """Cross-fitted columns; the baselines do not change with the latents, so they are kept beside the texts."""
+def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], progress: Progress) -> OutOfFold:
+    """Cross-fitted columns; the baselines do not change with the latents, so they are kept beside the first texts."""
     config, dense = design.config, design.dense
     probe = (config.sources, config.dense_c, config.iterations, dense.shape, dense[:1].tobytes())
     says = {"tfidf": (config.sources,), "probe": probe}
+    read = [shards.described(folder).sources for folder in texts]
     groups = np.unique(design.group).tolist()
     result = OutOfFold()
     for column in columns:
-        key = hashlib.sha256(repr((column, says.get(column), groups)).encode()).hexdigest()[:12]
-        file = texts / f"{column}-{key}.npz"
+        key = hashlib.sha256(repr((column, says.get(column), groups, read)).encode()).hexdigest()[:12]
+        file = texts[0] / f"{column}-{key}.npz"
         if column in says and file.exists():
             result.logits.update(_unflat(file, (column,)).logits)
             continue
@@ -244,7 +263,9 @@ def _chosen(suite: Sequence[FullSae], design: Design) -> list[dict[str, Any]]:
     return result
 
 
-def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lambda _done, _all: None) -> list[Figure]:
+def evaluate(
+    *, saes: Path, texts: Sequence[Path], fitted: Path, progress: Progress = lambda _done, _all: None
+) -> list[Figure]:
     """Adds the TF-IDF column and writes `fitted/evaluation.json`."""
     design = _design(saes, texts, fitted)
     logits = _unflat(fitted / "logits.npz")
@@ -257,7 +278,7 @@ def evaluate(*, saes: Path, texts: Path, fitted: Path, progress: Progress = lamb
 def build(
     *,
     saes: Path,
-    texts: Path,
+    texts: Sequence[Path],
     fitted: Path,
     manifests: Path | None,
     out: Path,
@@ -274,7 +295,7 @@ def build(
         design=design,
         kept=_unflat(fitted / "logits.npz"),
         figures=json.loads((fitted / "evaluation.json").read_text()),
-        texts=texts,
+        texts=texts[0],
         licences=licences(manifests),
         explained=kept(fitted / _EXPLAINED),
         out=out,
@@ -282,21 +303,22 @@ def build(
     )
 
 
-def _design(saes: Path, texts: Path, fitted: Path) -> Design:
+def _design(saes: Path, texts: Sequence[Path], fitted: Path) -> Design:
     config = TypeAdapter(FitConfig).validate_json((fitted / "fit.json").read_text())
-    suite = load_suite(saes)
-    pooled = pooled_texts(suite, saes, texts)
-    return _designed(suite, read_rows(texts), pooled, config, kept(fitted / _EXPLAINED))
+    return _designed(load_suite(saes), read_all_rows(texts), saes, texts, config, kept(fitted / _EXPLAINED))
 
 
 def _designed(
     suite: Sequence[FullSae],
     rows: Sequence[labelled.Row],
-    pooled: PooledTexts,
+    saes: Path,
+    texts: Sequence[Path],
     config: FitConfig,
     explained: Sequence[Explained],
+    activations: Path | None = None,
 ) -> Design:
     allowed = mask(suite, explained) if explained else None
+    pooled = PooledTexts.joined([pooled_texts(suite, saes, folder, activations) for folder in texts])
     return Design(rows, pooled, config, allowed)
 
 

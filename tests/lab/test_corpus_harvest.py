@@ -10,9 +10,10 @@ import torch
 from guard.errors import InvalidInput
 from guard.lab import shards, stages
 from guard.lab.corpus import documents, sample_pieces
-from guard.lab.harvest import by_length, harvest
+from guard.lab.harvest import by_length, harvest, harvest_texts
 from guard.reader.model import TorchReader
 from guard.reader.tokens import TextTokenizer
+from guard.records import Message, Role
 
 POINT = "model.layers.1"
 
@@ -158,6 +159,26 @@ def test_what_is_stored_is_every_token_s_activation_and_not_the_sink_s(corpus, h
     sink = seen[0][0]  # the same in front of every piece
     distances = torch.linalg.vector_norm(stored[POINT].float() - sink, dim=1)
     assert distances.min() > 0.2 * torch.linalg.vector_norm(sink)
+
+
+def test_a_text_in_a_chat_is_read_as_a_check_of_that_chat_reads_it(tmp_path, model_folder):
+    text = "Salt is cheap, and keeps."
+    asked = Message(Role.USER, "Go on.")
+    harvest_texts(
+        model="smollm2-135m-instruct", texts=[text, text], before=[(), (asked,)], sources=("s",), hook_points=[POINT],
+        out=tmp_path, dtype="float32",
+    )  # fmt: skip
+    stored = shards.load(tmp_path, 0)
+    tokenizer, reader = TextTokenizer(model_folder), TorchReader(model_folder, [POINT])
+    ids = tokenizer.text(text).ids
+    opening, told, closing = tokenizer.chat([Message(Role.USER, text)], open_reply=True)
+    before = [number for piece in tokenizer.chat([asked], open_reply=True) for number in piece.ids]
+    as_prompt = reader.read([[*opening.ids, *told.ids, *closing.ids]])[0][POINT][len(opening.ids) :][: len(ids)]
+    as_answer = reader.read([[*before, *ids]])[0][POINT][len(before) :]
+    assert stored["token"].tolist() == [*ids, *ids]
+    assert stored["piece"].tolist() == [0] * len(ids) + [1] * len(ids)
+    torch.testing.assert_close(stored[POINT].float(), torch.cat([as_prompt, as_answer]), rtol=0.01, atol=0.01)
+    assert (as_prompt - as_answer).abs().max() > 0.1  # where a text stands shows
 
 
 def test_a_harvest_that_was_cut_off_writes_only_what_is_absent(corpus, harvested):

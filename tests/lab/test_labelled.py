@@ -8,7 +8,7 @@ import pytest
 from guard.errors import InvalidInput
 from guard.lab import labelled
 from guard.lab.labelled import DOMAINS, Row, permissive, target
-from guard.records import HeadKind
+from guard.records import HeadKind, Role
 
 PLANNED = {
     "terror/en-harmful_request-001": "own_sentences_first",
@@ -185,6 +185,30 @@ def test_cases_of_the_pack_and_texts_of_the_demo_are_not_fitted_on():
     fitting = {_bare(r.text) for r in labelled.own_rows()}
     for name in ("cases.jsonl", "demo.jsonl"):
         assert [line["id"] for line in labelled._own(name) if _bare(line["text"]) in fitting] == []
+
+
+def test_in_chats_each_text_of_others_stands_once_and_half_of_our_own():
+    others = [row(source="somewhere").model_copy(update={"id": str(i)}) for i in range(900)]
+    bare = [*others, *labelled.lookalike_rows(), *labelled.own_rows()]
+    found = labelled.in_chats(bare, seed=0)
+    assert found == labelled.in_chats(bare, seed=0)
+    assert {r.frame for r in found} == {"prompt", "completion"}
+    assert [r.id for r in found if not r.own] == [r.id for r in bare if not r.own]
+    frames = Counter(r.frame for r in found if not r.own)
+    assert 0.6 < frames["prompt"] / frames.total() < 0.73
+    own = [r for r in bare if r.own and r.source != "own_pairs"]
+    assert 0.48 < sum(r.own for r in found) / len(own) < 0.52
+    assert not [r for r in found if r.source == "own_pairs"]
+    assert labelled.digest(found) != labelled.digest([r.model_copy(update={"frame": "text"}) for r in found])
+
+
+def test_an_answer_follows_a_question_in_its_language_that_tells_nothing():
+    chinese = row(frame="completion").model_copy(update={"lang": "zh"})
+    (asked,) = labelled.said_before(chinese)
+    assert asked.role is Role.USER
+    assert not asked.content.isascii()
+    assert labelled.said_before(row(frame="completion"))[0].content.isascii()
+    assert labelled.said_before(row(frame="prompt")) == ()
 
 
 def test_informative_texts_are_about_their_topic_and_harmless():

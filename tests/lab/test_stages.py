@@ -50,8 +50,10 @@ def made_up_rows():
     ]
 
 
-def write_texts(out, tokens=4, d_model=16):
+def write_texts(out, tokens=4, d_model=16, in_chats=False):
     rows = [*made_up_rows(), *labelled.own_rows(), *labelled.lookalike_rows()]
+    if in_chats:
+        rows = labelled.in_chats(rows, 0)
     generator = torch.Generator().manual_seed(5)
     made = shards.ShardSet(
         model="none",
@@ -212,3 +214,32 @@ def test_heads_over_explained_latents_and_permissive_sources(runs, tmp_path, cap
     assert status == 0, err
     figures = json.loads((tmp_path / "heads" / "evaluation.json").read_text())
     assert {f["source"] for f in figures} == {"left", "right"}
+
+
+def test_heads_fitted_to_texts_in_chats_too_are_judged_in_both(runs, tmp_path, capsys, monkeypatch):
+    saes, texts, chats = runs / "saes", runs / "texts", tmp_path / "chats"
+    write_texts(chats, in_chats=True)
+    given = ("--saes", saes, "--activations", runs / "activations", "--out", tmp_path / "heads")
+    fit = ("lab", "fit", *given, "--latents-per-head", 16, "--latents-by-contrast", 4, "--latents-by-weight", 0)
+    status, _, err = guard(capsys, monkeypatch, *fit, "--texts", chats)
+    assert status == 1
+    assert err == (
+        f"guard: error: {chats}: found texts in chats, expected bare ones first (harvested without --in-chats)\n"
+    )
+    both = ("--texts", texts, "--texts", chats)
+    status, _, err = guard(capsys, monkeypatch, *fit, *both)
+    assert status == 0, err
+    monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 5)
+    status, shown, err = guard(
+        capsys, monkeypatch, "lab", "evaluate", "--saes", saes, *both, "--fitted", tmp_path / "heads"
+    )
+    assert status == 0, err
+    figures = json.loads((tmp_path / "heads" / "evaluation.json").read_text())
+    bare, framed = ([f for f in figures if f["in_chats"] == wanted] for wanted in (False, True))
+    assert [(f["domain"], f["head"], f["source"]) for f in bare] == [
+        (f["domain"], f["head"], f["source"]) for f in framed
+    ]
+    assert [(f["positives"], f["negatives"]) for f in bare] == [(f["positives"], f["negatives"]) for f in framed]
+    assert min(f["auroc"]["combined"] for f in framed) > 0.9
+    assert "violence.harm in chats" in shown
+    assert f"ahead or level in {len(bare)} of {len(bare)}" in shown

@@ -76,11 +76,12 @@ def build_pack(
     tokenizer = TextTokenizer(weights.resolve(harvested.model))
     points = hook_point_rows(suite, rows, heads, stats)
     head_weights, probe_weights = weight_matrices(rows, heads, len(points))
-    lookalikes = lookalike_figures(design, heads)
     evaluation = {
-        "detection": list(figures),
+        "detection": [f for f in figures if not f["in_chats"]],
+        "detection_in_chats": [f for f in figures if f["in_chats"]],
         "standing": [s.model_dump() for s in standings([Figure.model_validate(f) for f in figures])],
-        "lookalikes": lookalikes,
+        "lookalikes": lookalike_figures(design, heads),
+        "lookalikes_in_chats": lookalike_figures(design, heads, in_chats=True),
         "operating": [o.model_dump(mode="json") for o in operating(design, kept, heads)],
         "saes": [report.model_dump(mode="json") for report in reports],
         "training": training.model_dump(mode="json"),
@@ -162,9 +163,13 @@ def _replayed(assessor: Assessor, cases: Sequence[CaseLine]) -> list[CaseLine]:
     return [r.case.model_copy(update={"known": "pass" if r.passed else "miss"}) for r in results]
 
 
-def lookalike_figures(design: Design, heads: Sequence["CalibratedHead"]) -> dict[str, Any]:
-    """Harmless look-alikes, used nowhere else, that the finished heads would flag."""
-    held = np.flatnonzero([row.source.startswith("lookalike") for row in design.rows])
+def lookalike_figures(
+    design: Design, heads: Sequence["CalibratedHead"], *, in_chats: bool = False
+) -> dict[str, Any] | None:
+    """Harmless look-alikes, used nowhere else, that the finished heads would flag; None where there are none."""
+    held = np.flatnonzero(design.lookalike & (design.in_chat == in_chats))
+    if not len(held):
+        return None
     flagged: dict[str, list[str]] = {}
     for head in heads:
         if head.section.flag_at is None:

@@ -40,7 +40,8 @@ def latent_lines(
     by_domain = contrast_scores(design, design.usable)
     by_subdomain = _subdomain_scores(design, pairs)
     favoured = _favoured_domain(rows, heads)
-    top_tokens, examples = shown(suite, rows, stats.scale, design.rows, texts, tokenizer)
+    bare = [row for row in design.rows if not row.in_chat]
+    top_tokens, examples = shown(suite, rows, stats.scale, bare, texts, tokenizer)
     owner = np.searchsorted(np.cumsum([0, *(sae.width for sae in suite)]), rows, side="right") - 1
     starts = np.cumsum([0, *(sae.width for sae in suite)])
     lines = []

@@ -6,6 +6,7 @@ noisy mapping are left out, but where a source has no other negatives (then `wea
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +32,7 @@ class Figure(BaseModel):
     domain: str
     head: HeadKind
     source: str
+    in_chats: bool = False  # its texts as messages and answers in chats, not bare
     lang: str
     positives: int
     negatives: int
@@ -78,8 +80,8 @@ def cross_fit(
             if not len(test):
                 continue
             for column in columns:
-                if column == "tfidf":
-                    logits = _tfidf_logits(design, head, used, words, test)
+                if column == "tfidf":  # which reads the same words in a chat
+                    logits = _tfidf_logits(design, head, used & ~design.in_chat, words, test)
                 else:
                     rows = chosen.get(head[0], np.zeros(0, dtype=np.int64))
                     logits = fit_head(design, head, used, rows, column).logits(design, test)
@@ -99,7 +101,12 @@ def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") 
 
     Sources that heads may not be fitted on have no say; where none is left, half.
     """
-    judged = [(s, rows) for s, rows, _ in judging_sources(design, head) if s != without and design.usable[rows].any()]
+    judged = [
+        (s, rows)
+        for in_chats in (False, True)
+        for s, rows, _ in judging_sources(design, head, in_chats=in_chats)
+        if s != without and design.usable[rows].any()
+    ]
     y = design.targets[head]
     if not judged:
         return 0.5
@@ -118,9 +125,9 @@ def mixed(kept: OutOfFold, head: Head, share: float) -> NDArray[np.float64]:
 def figures(design: Design, kept: OutOfFold) -> list[Figure]:
     """Every head on every source that can judge it. The combined column mixes with a share chosen on the others."""
     result = []
-    for head in HEADS:
+    for head, in_chats in product(HEADS, (False, True)):
         y = design.targets[head]
-        for source, rows, weak_negatives in judging_sources(design, head):
+        for source, rows, weak_negatives in judging_sources(design, head, in_chats=in_chats):
             combined = mixed(kept, head, probe_share(design, head, kept, without=source))
             scored = {c: (combined if c == "combined" else kept.logits[head, c])[rows] for c in COLUMNS}
             truth = y[rows]
@@ -130,6 +137,7 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
                     domain=head[0],
                     head=head[1],
                     source=source,
+                    in_chats=in_chats,
                     lang="/".join(sorted({design.rows[i].lang for i in np.flatnonzero(rows)})),
                     positives=int((truth == 1).sum()),
                     negatives=int((truth == 0).sum()),
@@ -147,7 +155,8 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
 
 
 def standings(found: Sequence[Figure]) -> list[Standing]:
-    """Against each baseline: TF-IDF and the dense probe."""
+    """Against each baseline: TF-IDF and the dense probe. On bare texts."""
+    found = [f for f in found if not f.in_chats]
     return [
         Standing(
             baseline=baseline,
@@ -162,12 +171,12 @@ def standings(found: Sequence[Figure]) -> list[Standing]:
     ]
 
 
-def judging_sources(design: Design, head: Head) -> list[tuple[str, Bools, bool]]:
-    """The sources that can judge a head: name, rows, and whether their negatives are weak ones."""
+def judging_sources(design: Design, head: Head, *, in_chats: bool = False) -> list[tuple[str, Bools, bool]]:
+    """The sources that can judge a head: name, rows (bare ones or those in chats), and whether negatives are weak."""
     y = design.targets[head]
     result = []
     for source in np.unique(design.source):
-        rows = (design.source == source) & (y >= 0)
+        rows = (design.source == source) & (y >= 0) & (design.in_chat == in_chats)
         if source.startswith("own_"):
             continue  # those who wrote these wrote what it is fitted on
         strong = rows & ~design.weak

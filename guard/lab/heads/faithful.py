@@ -95,7 +95,8 @@ def without(text: str, spans: Spans) -> str:
 
 
 def _positives(rows: Sequence[Row], head: Head, most: int, seed: int) -> list[Row]:
-    found = [r for r in rows if not r.weak and not r.source.startswith("lookalike") and target(r, *head)]
+    bare = [r for r in rows if not (r.weak or r.in_chat or r.source.startswith("lookalike"))]
+    found = [r for r in bare if target(r, *head)]
     random.Random(f"{seed} {head[0]} {head[1].value}").shuffle(found)
     return sorted(found, key=lambda row: row.own)[:most]
 

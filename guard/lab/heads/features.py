@@ -47,6 +47,14 @@ class PooledTexts:
     mean: Floats  # [N, hook points * d_model] of RMS-normalised activations, as probes read them
     strength: NDArray[np.float16]  # [N, K] mean over the tokens (see guard.scoring.pooling.Gate); 0 where none fired
 
+    @staticmethod
+    def joined(parts: Sequence["PooledTexts"]) -> "PooledTexts":
+        return PooledTexts(
+            np.concatenate([p.tokens for p in parts]),
+            np.concatenate([p.mean for p in parts]),
+            np.concatenate([p.strength for p in parts]),
+        )
+
 
 @torch.no_grad()
 def latent_stats(

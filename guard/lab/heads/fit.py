@@ -111,8 +111,9 @@ class Design:
         self.rows = list(rows)
         self.config = config
         length = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
-        self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K]
-        self.latents = ((self.latents * length ** (1.0 - config.exponent)) ** config.power).astype(np.float32)
+        self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K], gigabytes: changed where it lies
+        self.latents *= length ** np.float32(1.0 - config.exponent)
+        np.power(self.latents, np.float32(config.power), out=self.latents)
         self.dense = pooled.mean
         self.fires = pooled.strength > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
@@ -122,6 +123,7 @@ class Design:
         self.source = np.array([row.source for row in self.rows])
         self.group = np.array([row.group for row in self.rows])
         self.weak = np.array([row.weak for row in self.rows])
+        self.in_chat = np.array([row.in_chat for row in self.rows])
         self.lookalike = np.array([row.source.startswith("lookalike") for row in self.rows])  # kept for judging
         licensed = np.array([row.own or not config.sources or row.source in config.sources for row in self.rows])
         self.usable = licensed & ~self.lookalike  # [N] rows to choose, fit and calibrate on

@@ -31,6 +31,7 @@ class Operating(BaseModel):
     negatives: int
     caught: float | None  # positives at flag_at or above; None for a head that does not flag
     flagged: float | None  # negatives likewise
+    flagged_in_chats: float | None  # of the negatives, those in chats; None where there are none
     ece: float
     ece_unseen: float
     brier: float
@@ -54,6 +55,9 @@ def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> l
                 negatives=int((seen & (y == 0)).sum()),
                 caught=None if flag_at is None else _share(scores >= flag_at, weights, seen & (y == 1)),
                 flagged=None if flag_at is None else _share(scores >= flag_at, weights, seen & (y == 0)),
+                flagged_in_chats=None
+                if flag_at is None or not (in_chats := seen & (y == 0) & design.in_chat).any()
+                else _share(scores >= flag_at, weights, in_chats),
                 ece=ece(scores[seen], y[seen], weights[seen]),
                 ece_unseen=ece(_unseen(design, logits, y, seen)[seen], y[seen], weights[seen]),
                 brier=round(float(np.average((scores[seen] - y[seen]) ** 2, weights=weights[seen])), 4),

@@ -8,6 +8,8 @@ import numpy as np
 from guard.lab.labelled import DOMAINS
 from guard.pack.manifest import LatentLine, Manifest
 
+_COLUMNS = ("tfidf", "probe", "latents", "combined")
+
 
 def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
     """The pack's README: what it is, what it was made from, and its figures."""
@@ -30,12 +32,11 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
         "|---|---|---|---|---|---|---|",
         *(
             f"| {f['domain']}.{f['head']} | {f['source']}{' (weak negatives)' if f['weak_negatives'] else ''} "
-            f"| {f['positives']} / {f['negatives']} | "
-            + " | ".join(f"{f['auroc'][c]:.3f}" for c in ("tfidf", "probe", "latents", "combined"))
-            + " |"
+            f"| {f['positives']} / {f['negatives']} | " + " | ".join(f"{f['auroc'][c]:.3f}" for c in _COLUMNS) + " |"
             for f in evaluation["detection"]
         ),
         "",
+        *_chat_lines(evaluation["detection_in_chats"]),
         *_operating_lines(evaluation["operating"]),
         *(
             f"Combined against {s['baseline']}, source by source: ahead or level in {s['ahead']} of {s['judged']}; "
@@ -43,7 +44,7 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
             for s in evaluation["standing"]
         ),
         "",
-        f"Harmless look-alikes flagged: {evaluation['lookalikes']['flagged']} of {evaluation['lookalikes']['texts']}.",
+        _lookalike_line(evaluation["lookalikes"], evaluation["lookalikes_in_chats"]),
         "",
         f"Own cases: {evaluation['cases']['cases']}, of which {len(evaluation['cases']['missed'])} are known misses.",
         "",
@@ -57,16 +58,42 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _chat_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The same texts in chats: for each head the mean over its sources."""
+    if not found:
+        return []
+    by_head: dict[str, list[Mapping[str, float]]] = {}
+    for figure in found:
+        by_head.setdefault(f"{figure['domain']}.{figure['head']}", []).append(figure["auroc"])
+    return [
+        "The same texts as messages and answers in chats, mean over the sources:",
+        "",
+        "| head | sources | TF-IDF | probe | latents | combined |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {head} | {len(each)} | " + " | ".join(f"{np.mean([f[c] for f in each]):.3f}" for c in _COLUMNS) + " |"
+            for head, each in by_head.items()
+        ),
+        "",
+    ]
+
+
+def _lookalike_line(bare: Mapping[str, Any], in_chats: Mapping[str, Any] | None) -> str:
+    told = f"Harmless look-alikes flagged: {bare['flagged']} of {bare['texts']}"
+    return told + (f"; in chats {in_chats['flagged']} of {in_chats['texts']}." if in_chats else ".")
+
+
 def _operating_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the heads do on rows that their folds had not seen."""
     return [
         "At the shipped thresholds, on rows whose group of sources the fit had not seen, weighted by source:",
         "",
-        "| head | latents | probe | positives flagged | negatives flagged | ECE | ECE, calibrated without | Brier |",
-        "|---|---|---|---|---|---|---|---|",
+        "| head | latents | probe | positives flagged | negatives flagged | in chats | ECE | ECE, left out | Brier |",
+        "|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {o['domain']}.{o['head']} | {o['latents']} | {o['probe_share']:.0%} | {_share(o['caught'])} "
-            f"| {_share(o['flagged'])} | {o['ece']:.3f} | {o['ece_unseen']:.3f} | {o['brier']:.3f} |"
+            f"| {_share(o['flagged'])} | {_share(o['flagged_in_chats'])} | {o['ece']:.3f} | {o['ece_unseen']:.3f} "
+            f"| {o['brier']:.3f} |"
             for o in found
         ),
         "",
