@@ -119,7 +119,7 @@ def judge(design: Design, whole: Floats, diluted: Floats, folds: NDArray[np.int6
         logits = {name: np.full(len(y), np.nan) for name in ("whole", "diluted")}
         for fold in np.unique(folds):
             design.latents = whole
-            model = fit_head(design, head, design.usable & (folds != fold), every, "latents")
+            model = fit_head(design, head, design.fitted_on & (folds != fold), every, "latents")
             test = np.flatnonzero((folds == fold) & (y >= 0))
             logits["whole"][test] = model.logits(design, test)
             design.latents = diluted

@@ -52,7 +52,7 @@ Texts = Annotated[
     list[Path],
     typer.Option(
         metavar="FOLDER",
-        help="What `guard lab harvest --labelled` wrote. May be repeated: bare texts first, then those in chats.",
+        help="What `guard lab harvest --labelled` wrote. May be repeated: bare texts first; those in chats calibrate.",
     ),
 ]
 Manifests = Annotated[
@@ -115,6 +115,12 @@ def fit(
         float,
         typer.Option(metavar="X", min=0.01, max=1.0, help="Then raised to it: under 1, a few firings count more."),
     ] = 0.5,
+    prior_tokens: Annotated[
+        float,
+        typer.Option(
+            metavar="N", min=0.0, help="Tokens that tell nothing, added to each text's: a few are little evidence."
+        ),
+    ] = 0.0,
     iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of the solver, at most.")] = 100,
     explained: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="What `guard lab explain` wrote: keep to its latents.")
@@ -149,6 +155,7 @@ def fit(
         dense_c=dense_c,
         exponent=exponent,
         power=power,
+        prior_tokens=prior_tokens,
         iterations=iterations,
         sources=_permissive(texts, manifests) if permissive else (),
         least_score=least_score,

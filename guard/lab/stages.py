@@ -248,9 +248,9 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
 
 
 def _chosen(suite: Sequence[FullSae], design: Design) -> list[dict[str, Any]]:
-    """The latents that heads fitted on all usable rows keep, and for which domains."""
+    """The latents that heads fitted on all rows that they may be keep, and for which domains."""
     domains: dict[int, list[str]] = {}
-    for domain, latents in choose_latents(design, design.usable).items():
+    for domain, latents in choose_latents(design, design.fitted_on).items():
         for latent in latents.tolist():
             domains.setdefault(latent, []).append(domain)
     result, offset = [], 0

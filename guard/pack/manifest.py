@@ -61,13 +61,15 @@ class HeadSection(_Strict):
 
 
 class PoolingSection(_Strict):
-    """How a phase's hits become one number a latent: `(sum of g(value) / tokens ** exponent) ** power`.
+    """How a phase's hits become one number a latent: `(sum of g(value) / length ** exponent) ** power`.
 
-    g rises from 0 at the latent's threshold to 1 at its scale, so that it has no jump.
+    g rises from 0 at the latent's threshold to 1 at its scale, so that it has no jump. `length` counts the tokens and
+    `prior_tokens` that tell nothing, so that a word or two is little evidence.
     """
 
     exponent: float = Field(ge=0, le=1)
     power: float = Field(1.0, gt=0, le=1)  # under 1, a few firings count for more than their share
+    prior_tokens: float = Field(0.0, ge=0)
 
 
 class SourceSection(_Strict):

@@ -147,7 +147,7 @@ class HeadSet:
         for column, i in enumerate(chosen):
             weighted = self._weights[i, hits.row] * strengths * per_unit[hits.row]
             parts[:, column] = np.bincount(hits.token, weights=weighted, minlength=hits.tokens)
-            parts[:, column] += hits.probe @ self._probe_weights[i] / max(state.tokens, 1)
+            parts[:, column] += hits.probe @ self._probe_weights[i] / state.length
         names = [self._heads[i].name for i in chosen]
         return [
             TokenDetail(int(start), int(end), int(message), dict(zip(names, map(float, row), strict=True)))

@@ -1,6 +1,9 @@
 """A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
 
-`pooled_i = (sum over tokens of g_i(value_ti) / tokens ** exponent) ** power`; dense probes are averaged over tokens.
+`pooled_i = (sum over tokens of g_i(value_ti) / length ** exponent) ** power`; dense probes are averaged over `length`:
+the tokens, and some prior ones that tell nothing. Few tokens are little evidence: on the first words of a text every
+score lies near its head's bias.
+
 A token's part of a pooled activation is its share of the sum, so that the logit splits exactly into contributions of
 latents and of tokens.
 """
@@ -132,8 +135,12 @@ class PhaseState:
         return self._kept_row
 
     @property
+    def length(self) -> float:
+        return max(self.tokens + self._pooling.prior_tokens, 1.0)
+
+    @property
     def divisor(self) -> float:
-        return float(max(self.tokens, 1) ** self._pooling.exponent)
+        return float(self.length**self._pooling.exponent)
 
     def pooled(self) -> Floats:
         """`[K]`."""
@@ -147,7 +154,7 @@ class PhaseState:
 
     def pooled_probes(self) -> Floats:
         """`[P]`."""
-        return self.probe_sums / max(self.tokens, 1)
+        return self.probe_sums / self.length
 
     def spans(self) -> "Spans":
         """The strongest hits of all latents; those of one latent in the order of the text."""

@@ -71,6 +71,16 @@ def test_pooled_values_worked_out_by_hand():
     assert (rooted.pooled_per_unit() * 1.25).tolist() == pytest.approx([(1.25 / 4) ** 0.5])  # the tokens' parts
 
 
+def test_prior_tokens_make_a_few_tokens_little_evidence():
+    pooling = PoolingSection(exponent=0.5, power=0.5, prior_tokens=12)
+    hits = Hits(np.array([0, 2]), np.array([0, 0]), np.array([1.0, 8.0]), np.array([[1.0], [2.0], [3.0], [6.0]]))
+    state = fresh(1, 1, pooling)
+    state.add(hits, np.zeros((4, 3), dtype=np.int64))
+    assert state.pooled().tolist() == [(1.25 / 4) ** 0.5]  # divided by sqrt(4 + 12)
+    assert state.pooled_probes().tolist() == [12 / 16]
+    assert (state.pooled_per_unit() * 1.25).tolist() == pytest.approx(state.pooled().tolist())
+
+
 def test_a_hit_just_above_its_threshold_counts_next_to_nothing():
     above = np.nextafter(np.float32(0.5), np.float32(1.0))
     state = fresh(1, 1, PoolingSection(exponent=1.0, power=0.5))

@@ -112,12 +112,12 @@ def alone(assessor, ids, phases):
         for t, r, v in zip(token, row, value, strict=True):
             if chosen[t]:
                 sums[r] += min(1.0, max(0.0, (float(v) - threshold[r]) / (scale[r] - threshold[r])))
-        pooling, count = pack.manifest.pooling, int(chosen.sum())
-        pooled = (sums / count**pooling.exponent) ** pooling.power
+        pooling = pack.manifest.pooling
+        length = int(chosen.sum()) + pooling.prior_tokens
+        pooled = (sums / length**pooling.exponent) ** pooling.power
         for index, head in enumerate(pack.manifest.heads):
-            logit = (
-                head.bias + pack.head_weights[index] @ pooled + pack.probe_weights[index] @ probe[chosen].mean(axis=0)
-            )
+            probes = probe[chosen].sum(axis=0) / length
+            logit = head.bias + pack.head_weights[index] @ pooled + pack.probe_weights[index] @ probes
             found[phase, head.domain, head.head] = 1 / (1 + math.exp(-logit / head.temperature))
     assert pipeline.reader.dtype is torch.float32
     return found

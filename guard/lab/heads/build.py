@@ -18,7 +18,7 @@ from guard.lab.heads.describe import latent_lines
 from guard.lab.heads.evaluate import Figure, OutOfFold, standings
 from guard.lab.heads.explained import Explained, numbered
 from guard.lab.heads.faithful import faithfulness
-from guard.lab.heads.features import LatentStats
+from guard.lab.heads.features import Floats, LatentStats
 from guard.lab.heads.fit import Design
 from guard.lab.heads.operating import operating
 from guard.lab.heads.readme import explanation_figures, pack_readme
@@ -43,7 +43,7 @@ from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
 
-PACK_VERSION = "0.4.0"
+PACK_VERSION = "0.5.0"
 
 # What the project's own sentences are listed as among the sources.
 _OWN_LICENCE = "Apache-2.0 (written for this project)"
@@ -74,7 +74,7 @@ def build_pack(
     rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
     tokenizer = TextTokenizer(weights.resolve(harvested.model))
-    points = hook_point_rows(suite, rows, heads, stats)
+    points = hook_point_rows(suite, rows, heads, stats, design.centre)
     head_weights, probe_weights = weight_matrices(rows, heads, len(points))
     evaluation = {
         "detection": [f for f in figures if not f["in_chats"]],
@@ -101,7 +101,11 @@ def build_pack(
             d_model=harvested.d_model,
             dtype=harvested.dtype,
         ),
-        pooling=PoolingSection(exponent=design.config.exponent, power=design.config.power),
+        pooling=PoolingSection(
+            exponent=design.config.exponent,
+            power=design.config.power,
+            prior_tokens=design.config.prior_tokens,
+        ),
         hook_points=tuple(
             HookPointSection(
                 name=point.name,
@@ -233,9 +237,16 @@ def _data(name: str) -> list[str]:
 
 
 def hook_point_rows(
-    suite: Sequence[FullSae], rows: NDArray[np.int64], heads: Sequence[CalibratedHead], stats: LatentStats
+    suite: Sequence[FullSae],
+    rows: NDArray[np.int64],
+    heads: Sequence[CalibratedHead],
+    stats: LatentStats,
+    centre: Floats,
 ) -> list[HookPointRows]:
-    """The kept latents (numbered through the suite) and the heads' dense parts, by hook point."""
+    """The kept latents (numbered through the suite) and the heads' dense parts, by hook point.
+
+    `centre [D]`: what probes read as nothing (`Design.centre`).
+    """
     result = []
     offset = 0
     d_model = suite[0].enc_rows.shape[1]
@@ -243,6 +254,7 @@ def hook_point_rows(
         local = rows[(rows >= offset) & (rows < offset + sae.width)] - offset
         place = slice(number * d_model, (number + 1) * d_model)
         picked = torch.from_numpy(local)
+        probe_rows = np.stack([h.model.dense_weights[place] for h in heads])
         result.append(
             HookPointRows(
                 name=sae.hook_point,
@@ -251,8 +263,8 @@ def hook_point_rows(
                 bias=sae.bias[picked].numpy(),
                 threshold=sae.threshold[picked].numpy(),
                 scale=stats.scale[offset + local],
-                probe_rows=np.stack([h.model.dense_weights[place] for h in heads]).astype(np.float32),
-                probe_bias=np.zeros(len(heads), dtype=np.float32),
+                probe_rows=probe_rows.astype(np.float32),
+                probe_bias=(-probe_rows @ centre[place]).astype(np.float32),
             )
         )
         offset += sae.width

@@ -25,13 +25,16 @@ class CalibratedHead:
 
 
 def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
-    """The heads that ship: fitted on all rows but the look-alikes, calibrated on rows that their folds had not seen."""
-    chosen = choose_latents(design, design.usable)
+    """The heads that ship: fitted on all rows but the look-alikes, calibrated on rows that their folds had not seen.
+
+    Texts in chats calibrate as bare ones do, so that thresholds fit both.
+    """
+    chosen = choose_latents(design, design.fitted_on)
     heads = []
     for head in HEADS:
         share = probe_share(design, head, kept)
-        latents = fit_head(design, head, design.usable, chosen[head[0]], "latents")
-        model = mix(latents, fit_head(design, head, design.usable, chosen[head[0]], "probe"), share)
+        latents = fit_head(design, head, design.fitted_on, chosen[head[0]], "latents")
+        model = mix(latents, fit_head(design, head, design.fitted_on, chosen[head[0]], "probe"), share)
         logits, y = mixed(kept, head, share), design.targets[head]
         seen = ~np.isnan(logits) & (y >= 0) & design.usable
         weights = source_weights(design, y, seen)

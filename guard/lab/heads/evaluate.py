@@ -73,15 +73,15 @@ def cross_fit(
     words = _hashed([row.text for row in design.rows]) if "tfidf" in columns else None
     for number, group in enumerate(groups):
         held_out = fold == group
-        used = design.usable & ~held_out
+        used = design.fitted_on & ~held_out
         chosen = choose_latents(design, used) if "latents" in columns else {}
         for head in HEADS:
             test = np.flatnonzero(held_out & (design.targets[head] >= 0))
             if not len(test):
                 continue
             for column in columns:
-                if column == "tfidf":  # which reads the same words in a chat
-                    logits = _tfidf_logits(design, head, used & ~design.in_chat, words, test)
+                if column == "tfidf":
+                    logits = _tfidf_logits(design, head, used, words, test)
                 else:
                     rows = chosen.get(head[0], np.zeros(0, dtype=np.int64))
                     logits = fit_head(design, head, used, rows, column).logits(design, test)

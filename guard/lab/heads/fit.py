@@ -70,6 +70,7 @@ class FitConfig:
     iterations: int = 100
     exponent: float = 0.5
     power: float = 0.5
+    prior_tokens: float = 0.0
     # Sources that heads are fitted and calibrated on, beside the project's own sentences; all where there is none.
     sources: tuple[str, ...] = ()
     least_score: float = 0.2  # of an explanation, where heads keep to explained latents
@@ -89,7 +90,10 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class Linear:
-    """`logit = bias + pooled[latents] @ latent_weights + dense @ dense_weights`, in the units of the features."""
+    """`logit = bias + pooled[latents] @ latent_weights + dense @ dense_weights`, in the units of the features.
+
+    `dense` is what a text's mean activation differs by from `Design.centre`.
+    """
 
     latents: NDArray[np.int64]  # [k] numbered through the suite
     latent_weights: NDArray[np.float64]  # [k]
@@ -110,11 +114,11 @@ class Design:
         """`allowed [K]`: the latents that a head may keep; None allows all."""
         self.rows = list(rows)
         self.config = config
-        length = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
+        tokens = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
+        length = tokens + np.float32(config.prior_tokens)
         self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K], gigabytes: changed where it lies
-        self.latents *= length ** np.float32(1.0 - config.exponent)
+        self.latents *= tokens / length ** np.float32(config.exponent)
         np.power(self.latents, np.float32(config.power), out=self.latents)
-        self.dense = pooled.mean
         self.fires = pooled.strength > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
         self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
@@ -126,7 +130,12 @@ class Design:
         self.in_chat = np.array([row.in_chat for row in self.rows])
         self.lookalike = np.array([row.source.startswith("lookalike") for row in self.rows])  # kept for judging
         licensed = np.array([row.own or not config.sources or row.source in config.sources for row in self.rows])
-        self.usable = licensed & ~self.lookalike  # [N] rows to choose, fit and calibrate on
+        self.usable = licensed & ~self.lookalike  # [N] rows to calibrate on
+        # Heads fitted to texts in chats too tell worse (docs/decisions/0006): those only calibrate.
+        self.fitted_on = self.usable & ~self.in_chat  # [N] rows to choose and fit on
+        # Probes read how a text differs from the average one: else all texts would share a large part of their logits.
+        self.centre: Floats = pooled.mean[self.fitted_on].mean(axis=0)  # [D]
+        self.dense: Floats = (pooled.mean - self.centre) * (tokens / length)  # [N, D]
         self.targets = {head: self._targets(*head) for head in HEADS}
 
     def _targets(self, domain: str, head: HeadKind) -> NDArray[np.int8]:
