@@ -96,7 +96,15 @@ def read_rows(texts: Path) -> list[labelled.Row]:
 
 
 def read_all_rows(texts: Sequence[Path]) -> list[labelled.Row]:
-    """The rows of several harvests, of which the first holds bare texts. Raises InvalidInput where it does not."""
+    """The rows of several harvests of one model, the first of bare texts. Raises InvalidInput where they are not."""
+    first = shards.described(texts[0])
+    for folder in texts[1:]:
+        other = shards.described(folder)
+        if (other.fingerprint, other.hook_points) != (first.fingerprint, first.hook_points):
+            raise InvalidInput(
+                f"{folder}: found a harvest of {other.model} at {', '.join(other.hook_points)}, expected the same "
+                f"weights and hook points as {texts[0]} ({first.model} at {', '.join(first.hook_points)})"
+            )
     rows = [row for folder in texts for row in read_rows(folder)]
     if rows[0].in_chat:
         raise InvalidInput(f"{texts[0]}: found texts in chats, expected bare ones first (harvested without --in-chats)")
@@ -248,7 +256,7 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
 
 
 def _chosen(suite: Sequence[FullSae], design: Design) -> list[dict[str, Any]]:
-    """The latents that heads fitted on all rows that they may be keep, and for which domains."""
+    """The latents that the heads keep which see every row that may be fitted on, and for which domains."""
     domains: dict[int, list[str]] = {}
     for domain, latents in choose_latents(design, design.fitted_on).items():
         for latent in latents.tolist():

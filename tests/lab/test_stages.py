@@ -226,6 +226,14 @@ def test_heads_fitted_to_texts_in_chats_too_are_judged_in_both(runs, tmp_path, c
     assert err == (
         f"guard: error: {chats}: found texts in chats, expected bare ones first (harvested without --in-chats)\n"
     )
+    elsewhere = shutil.copytree(chats, tmp_path / "elsewhere")
+    (elsewhere / "harvest.json").write_text((chats / "harvest.json").read_text().replace(POINTS[1], "model.layers.29"))
+    status, _, err = guard(capsys, monkeypatch, *fit, "--texts", texts, "--texts", elsewhere)
+    assert status == 1
+    assert err == (
+        f"guard: error: {elsewhere}: found a harvest of none at {POINTS[0]}, model.layers.29, expected the same weights "
+        f"and hook points as {texts} (none at {', '.join(POINTS)})\n"
+    )
     both = ("--texts", texts, "--texts", chats)
     status, _, err = guard(capsys, monkeypatch, *fit, *both)
     assert status == 0, err
