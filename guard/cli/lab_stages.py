@@ -28,7 +28,7 @@ Examples:
   H="--hook-point model.layers.0 --hook-point model.layers.7 --hook-point model.layers.14 --hook-point model.layers.22"
   guard lab harvest --labelled labelled/ $H --out runs/texts
   guard lab fit --saes runs/saes --texts runs/texts --explained runs/saes --scores runs/saes --out runs/heads \\
-      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4
+      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4 --prior-tokens 8
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
   guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
 
