@@ -18,9 +18,11 @@ Examples:
   guard lab harvest --labelled labelled/ --hook-point model.layers.9 --hook-point model.layers.18 --out runs/texts
   guard lab harvest --labelled labelled/ --in-chats --hook-point model.layers.9 --hook-point model.layers.18 \\
       --out runs/chats
+  guard lab harvest --annotated data/ --hook-point model.layers.9 --hook-point model.layers.18 --out runs/annotated
 
 --labelled reads *.jsonl, one {id, text, lang, source, label_domains, scope, kind} per line, and with them the
-project's own sentences.
+project's own sentences. --annotated reads the texts that the project annotated (docs/annotating.md), which lie under
+labelled/dev and corpus of the folder.
 A run that was stopped goes on where it was when it is started again with the same options."""
 
 _TRAIN_EPILOG = """\b
@@ -56,10 +58,14 @@ def harvest(
     labelled: Annotated[
         Path | None, typer.Option(metavar="DIR", help="In place of --corpus: a folder of labelled texts (*.jsonl).")
     ] = None,
+    annotated: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="In place of either: the data folder whose texts the project annotated."),
+    ] = None,
     cap: Annotated[int, typer.Option(metavar="N", min=1, help="With --labelled: texts of one file, at most.")] = 3000,
     in_chats: Annotated[
         bool,
-        typer.Option("--in-chats", help="With --labelled: read texts as messages and answers in chats, not bare."),
+        typer.Option("--in-chats", help="Read labelled or annotated texts as messages and answers in chats, not bare."),
     ] = False,
     share: Annotated[
         list[str] | None,
@@ -77,21 +83,25 @@ def harvest(
     seed: Annotated[int, typer.Option(metavar="N", help="Chooses and shuffles the texts.")] = 0,
 ) -> None:
     """Write the activations of a corpus, or of labelled texts, to disk, reading them once."""
-    one_source(given, corpus, labelled)
+    one_source(given, {"corpus": corpus, "labelled": labelled, "annotated": annotated})
     weights = shares(share or [])
     files = corpus_files(corpus or [])
     from guard.cli.progress import Progress
 
     with Progress("harvest", "tokens") as progress:
-        if labelled:
+        if labelled or annotated:
+            from guard.lab import annotated as annotating
+            from guard.lab import labelled as labelling
             from guard.lab import stages
 
+            rows = (
+                labelling.all_rows(labelled, cap=cap, seed=seed) if labelled else annotating.rows(Path(str(annotated)))
+            )
             made = stages.harvest_labelled(
                 model=model,
-                folder=labelled,
+                rows=rows,
                 hook_points=hook_point,
                 out=out,
-                cap=cap,
                 seed=seed,
                 in_chats=in_chats,
                 dtype=dtype,
@@ -176,19 +186,24 @@ lab_simulate.register(app)
 lab_report.register(app)
 
 
-def one_source(given: typer.Context, corpus: list[Path] | None, labelled: Path | None) -> None:
-    """Raises UsageError unless there is a corpus or labelled texts, and only options that go with it."""
-    if corpus and labelled:
-        raise UsageError("--corpus and --labelled exclude each other: give one")
-    if not corpus and not labelled:
-        raise UsageError("found nothing to harvest: give --corpus or --labelled")
-    useless = ("tokens", "context", "shard_tokens", "share") if labelled else ("cap", "in_chats")
-    for name in useless:
+_GOES_WITH = {
+    "corpus": ("tokens", "context", "shard_tokens", "share"),
+    "labelled": ("cap", "in_chats"),
+    "annotated": ("in_chats",),
+}
+
+
+def one_source(given: typer.Context, sources: dict[str, object]) -> None:
+    """Raises UsageError unless one of the sources of texts is there, and only options that go with it."""
+    found = [name for name, source in sources.items() if source]
+    if len(found) > 1:
+        raise UsageError(f"--{found[0]} and --{found[1]} exclude each other: give one")
+    if not found:
+        raise UsageError("found nothing to harvest: give --corpus, --labelled or --annotated")
+    for name in dict.fromkeys(option for options in _GOES_WITH.values() for option in options):
         source = given.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise UsageError(
-                f"--{name.replace('_', '-')} has no effect with {'--labelled' if labelled else '--corpus'}"
-            )
+        if source is not None and source.name == "COMMANDLINE" and name not in _GOES_WITH[found[0]]:
+            raise UsageError(f"--{name.replace('_', '-')} has no effect with --{found[0]}")
 
 
 def corpus_files(given: list[Path]) -> list[Path]:

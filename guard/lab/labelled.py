@@ -19,6 +19,8 @@ from guard.errors import InvalidInput
 from guard.records import HeadKind, Message, Role
 
 DOMAINS = ("pornography", "politics", "violence", "terror")
+ANNOTATED = "annotated_"  # what the sources' names begin with whose labels are ours, see guard.lab.annotated
+OURS = ("own_", ANNOTATED)  # fitted on, never judged on
 Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_negative"]
 Frame = Literal["text", "prompt", "completion"]  # read bare, as a user's message in a chat, as an answer in one
 
@@ -97,6 +99,7 @@ class Row(BaseModel):
     label_domains: tuple[str, ...]
     scope: tuple[str, ...]
     kind: Kind
+    topical: tuple[str, ...] = ()  # of `label_domains`, those in which the text is harmless whatever its kind
     weak: bool = False
     frame: Frame = "text"
 
@@ -107,7 +110,8 @@ class Row(BaseModel):
             # Written to four plans: were all held out together, too little that is permissive would be left to fit on.
             letter = _PLAN_LETTER.search(self.id)
             return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
-        return _GROUPS.get(self.source, self.source)
+        source = self.source.removeprefix(ANNOTATED)
+        return _GROUPS.get(source, source)
 
     @property
     def own(self) -> bool:
@@ -139,13 +143,18 @@ def target(row: Row, domain: str, head: HeadKind) -> bool | None:
             # Half of these sub-domains' pairs wish or ask for harm: a weak sign. Of the others nothing is known.
             return True if row.id.split("/")[1] in _HARMFUL_SUBDOMAINS else None
         if labelled:
-            return row.kind in ("harmful_request", "harmful_text")
+            return row.kind in ("harmful_request", "harmful_text") and domain not in row.topical
         return False if domain in row.scope else None
     if labelled:
         return True
     if row.kind == "hard_negative" and row.source in _PRESENCE_UNKNOWN:
         return None
     return False if domain in row.scope else None
+
+
+def all_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
+    """The labelled texts of `folder` (see `external_rows`), look-alikes, and the project's own sentences."""
+    return [*external_rows(folder, cap=cap, seed=seed), *lookalike_rows(), *own_rows()]
 
 
 def external_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
@@ -158,7 +167,7 @@ def external_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
         raise InvalidInput(f"{folder}: holds no *.jsonl, expected labelled rows")
     rows: list[Row] = []
     for file in files:
-        found = [_parse(file, number, line) for number, line in enumerate(file.open(encoding="utf-8"), 1)]
+        found = read_source(file)
         random.Random(f"{seed} {file.name}").shuffle(found)
         # Positives are rarer than negatives in most sources, so they are kept first.
         found.sort(key=lambda row: not row.label_domains)
@@ -166,6 +175,13 @@ def external_rows(folder: Path, *, cap: int, seed: int) -> list[Row]:
         kept = positives[: max(cap // 2, cap - (len(found) - len(positives)))]
         rows += kept + [row for row in found if not row.label_domains][: cap - len(kept)]
     return rows
+
+
+def read_source(file: Path) -> list[Row]:
+    """Raises InvalidInput where there is no such file, and naming the line that does not fit."""
+    if not file.exists():
+        raise InvalidInput(f"labelled texts {file}: found no such file")
+    return [_parse(file, number, line) for number, line in enumerate(file.open(encoding="utf-8"), 1)]
 
 
 def pairs() -> list[Pair]:

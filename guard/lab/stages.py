@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from guard.errors import InvalidInput
+from guard.lab import annotated, labelled, shards
 from guard.lab import harvest as harvesting
-from guard.lab import labelled, shards
 from guard.lab.heads import build as building
 from guard.lab.heads.evaluate import Figure, OutOfFold, cross_fit, figures
 from guard.lab.heads.explained import Explained, keep, kept, mask
@@ -49,24 +49,18 @@ _EXPLAINED, _LATENTS = "explained.jsonl", "latents.jsonl"
 def harvest_labelled(
     *,
     model: str,
-    folder: Path,
+    rows: Sequence[labelled.Row],
     hook_points: Sequence[str],
     out: Path,
-    cap: int,
     seed: int,
     in_chats: bool = False,
     dtype: str = "auto",
     progress: Progress = lambda _done, _all: None,
 ) -> shards.ShardSet:
-    """Harvests the labelled texts of `folder` and the project's own sentences; writes `out/rows.jsonl` with them.
+    """Harvests labelled texts and writes `out/rows.jsonl` with them.
 
     Bare ones, or, `in_chats`, as messages and answers in the model's chat template (`labelled.in_chats`).
     """
-    rows = [
-        *labelled.external_rows(folder, cap=cap, seed=seed),
-        *labelled.lookalike_rows(),
-        *labelled.own_rows(),
-    ]
     if in_chats:
         rows = labelled.in_chats(rows, seed)
     made = harvesting.harvest_texts(
@@ -335,7 +329,7 @@ def licences(folder: Path | None) -> dict[str, str]:
     found: dict[str, str] = {}
     for file in sorted(folder.glob("manifest_*.json")) if folder else []:
         found |= {name: entry["license"] for name, entry in json.loads(file.read_text()).items()}
-    return found
+    return found | annotated.licences(found)
 
 
 def _save(file: Path, arrays: dict[str, Any]) -> None:

@@ -120,7 +120,7 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
         ),
         (
             ["lab", "harvest", "--hook-point", "h", "--out", "o"],
-            "found nothing to harvest: give --corpus or --labelled",
+            "found nothing to harvest: give --corpus, --labelled or --annotated",
         ),
         (
             ["lab", "harvest", "--corpus", "c", "--labelled", "l", "--hook-point", "h", "--out", "o"],

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from guard.errors import InvalidInput
-from guard.lab import shards, stages
+from guard.lab import labelled, shards, stages
 from guard.lab.corpus import documents, sample_pieces
 from guard.lab.harvest import by_length, harvest, harvest_texts
 from guard.reader.model import TorchReader
@@ -219,7 +219,11 @@ def test_a_labelled_harvest_that_is_refused_leaves_the_rows_of_the_other(tmp_pat
     (out / "rows.jsonl").write_text("the rows of another harvest")
     with pytest.raises(InvalidInput, match=r"harvest\.json: made with another .*sources"):
         stages.harvest_labelled(
-            model="smollm2-135m-instruct", folder=tmp_path / "given", hook_points=[POINT], out=out, cap=9, seed=0
+            model="smollm2-135m-instruct",
+            rows=labelled.all_rows(tmp_path / "given", cap=9, seed=0),
+            hook_points=[POINT],
+            out=out,
+            seed=0,
         )
     assert (out / "rows.jsonl").read_text() == "the rows of another harvest"
 

@@ -22,7 +22,7 @@ from guard.lab.heads.features import Floats, LatentStats
 from guard.lab.heads.fit import Design
 from guard.lab.heads.operating import operating
 from guard.lab.heads.readme import explanation_figures, pack_readme
-from guard.lab.labelled import pairs
+from guard.lab.labelled import ANNOTATED, pairs
 from guard.lab.suite.config import SuiteConfig
 from guard.lab.suite.measure import SaeReport
 from guard.lab.suite.sae import FullSae
@@ -43,7 +43,7 @@ from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
 
-PACK_VERSION = "0.5.0"
+PACK_VERSION = "0.6.0"
 
 # What the project's own sentences are listed as among the sources.
 _OWN_LICENCE = "Apache-2.0 (written for this project)"
@@ -206,13 +206,17 @@ def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, .
         SourceSection(
             name=name,
             licence=licences.get(name, "not stated"),
-            use="heads" if name in fitted_on else "judging the heads",
+            use=_use(name) if name in fitted_on else "judging the heads",
         )
         for name in sorted({row.source for row, held in zip(design.rows, design.lookalike, strict=True) if not held})
         if not name.startswith("own_")
     ]
     corpora = [SourceSection(name=n, licence=x, use="SAEs") for n, x in sorted(licences.items()) if n in _CORPORA]
     return (*fitted, *corpora, SourceSection(name="own sentences", licence=_OWN_LICENCE, use="heads, contrast, cases"))
+
+
+def _use(source: str) -> str:
+    return "heads, by labels of a language model" if source.startswith(ANNOTATED) else "heads"
 
 
 # The corpora that the shipped SAEs were trained on.

@@ -16,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from guard.lab.heads.fit import HEADS, Bools, Design, Head, choose_latents, fit_head
+from guard.lab.labelled import OURS
 from guard.records import HeadKind
 
 BASELINES = ("tfidf", "probe")
@@ -177,8 +178,8 @@ def judging_sources(design: Design, head: Head, *, in_chats: bool = False) -> li
     result = []
     for source in np.unique(design.source):
         rows = (design.source == source) & (y >= 0) & (design.in_chat == in_chats)
-        if source.startswith("own_"):
-            continue  # those who wrote these wrote what it is fitted on
+        if source.startswith(OURS):
+            continue  # whoever wrote or labelled these wrote what it is fitted on
         strong = rows & ~design.weak
         weak_negatives = bool((strong & (y == 0)).sum() < _LEAST <= (rows & (y == 0)).sum())
         if weak_negatives:

@@ -20,8 +20,12 @@ class TapSettings(BaseModel):
     taps: str = Field(min_length=1, description="where the sidecar takes taps: unix:/path or host:port")
     backend: str = Field("auto", description="which implementation encodes, as the setting encode.backend")
     stop: bool = Field(True, description="end a blocked request in the engine; else only its caller can")
-    gather: int = Field(8, ge=1, le=64, description="tokens of a running answer that are read together at most")
-    store_mib: int = Field(512, ge=0, description="memory of the hits of cached prefixes at most; 0 keeps none")
+    gather: int = Field(
+        8, strict=True, ge=1, le=64, description="tokens of a running answer that are read together at most"
+    )
+    store_mib: int = Field(
+        512, strict=True, ge=0, description="memory of the hits of cached prefixes at most; 0 keeps none"
+    )
     allow_unverified: bool = Field(False, description="serve a model that the pack was not made for")
     allow_untested: bool = Field(False, description="run on versions and layouts that the tap was not tested with")
 

@@ -111,6 +111,7 @@ def test_hook_points_and_pack_enter_the_key_of_compiled_graphs():
             "additional_config.guard.tapss: found an unknown key, expected one of pack, ",
         ),
         ({"guard": GIVEN | {"store_mib": -1}}, "additional_config.guard.store_mib: found -1"),
+        ({"guard": GIVEN | {"gather": True}}, "additional_config.guard.gather: found True"),
     ],
 )
 def test_settings_name_the_key(given, message):

@@ -1,0 +1,140 @@
+"""Annotated texts: labels that speak where a text's source does not, joined to texts that are not ours to ship."""
+
+import gzip
+import hashlib
+
+import numpy as np
+import pytest
+
+from guard.errors import InvalidInput
+from guard.lab import annotated
+from guard.lab.annotated import Annotation
+from guard.lab.heads.evaluate import judging_sources
+from guard.lab.heads.features import PooledTexts
+from guard.lab.heads.fit import HEADS, Design, FitConfig
+from guard.lab.labelled import Row, permissive, target
+from guard.records import HeadKind
+
+HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
+DOCUMENT = (
+    "User: How do I get a splinter out?\nAssistant: With tweezers.\nUser: And a big one?\nAssistant: "
+    + "Slowly. " * 200
+)
+
+
+def row(labels=(), scope=(), **other):
+    given = {"id": "a-1", "text": "t", "lang": "en", "source": "a", "kind": "harmful_request"}
+    return Row(label_domains=labels, scope=scope, **(given | other))
+
+
+def targets(row, domain):
+    return [target(row, domain, head) for head in (HARM, PRESENCE)]
+
+
+def test_upper_case_is_harm_and_lower_case_a_harmless_text_on_the_topic():
+    said = annotated.annotated(row(source="hh_rlhf"), "Vo")
+    assert targets(said, "violence") == [True, True]
+    assert targets(said, "politics") == [False, True]
+    assert targets(said, "pornography") == [False, False]
+    assert targets(annotated.annotated(row(), "v"), "violence") == [False, True]
+    assert targets(annotated.annotated(row(), ""), "violence") == [False, False]
+
+
+def test_what_the_source_can_tell_is_left_to_the_source():
+    said = annotated.annotated(row(labels=("violence",)), "P")
+    assert targets(said, "violence") == [None, None]
+    assert targets(said, "pornography") == [True, True]
+    assert annotated.annotated(row(labels=("violence",), scope=("pornography",)), "PV") is None
+
+
+def test_nothing_is_said_of_terror_nor_of_politics_outside_dialogues():
+    assert targets(annotated.annotated(row(source="hh_rlhf"), "VT"), "terror") == [None, None]
+    assert targets(annotated.annotated(row(source="a"), "o"), "politics") == [None, None]
+
+
+def test_other_harm_leaves_open_whether_it_is_violence():
+    theft = annotated.annotated(row(), "X")
+    assert targets(theft, "violence") == [None, None]
+    assert targets(theft, "pornography") == [False, False]
+    assert targets(annotated.annotated(row(), "VX"), "violence") == [True, True]
+    assert targets(annotated.annotated(row(), "vX"), "violence") == [False, True]
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "labelled" / "dev").mkdir(parents=True)
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "labelled" / "dev" / "a.jsonl").write_text(row(text="a text").model_dump_json() + "\n")
+    with gzip.open(tmp_path / "corpus" / "safety_dialogue.txt.gz", "wt") as file:
+        file.write("another\n\n\n" + DOCUMENT)
+    return tmp_path
+
+
+def test_labels_are_joined_to_texts_by_id_and_to_dialogues_by_hash(data):
+    digest = hashlib.sha256(DOCUMENT.strip().encode()).hexdigest()[:16]
+    said = [
+        Annotation(source="a", id="a-1", labels="v"),
+        Annotation(source="hh_rlhf", id=f"{digest}/user", labels=""),
+        Annotation(source="hh_rlhf", id=f"{digest}/dialogue", labels="P"),
+    ]
+    found = annotated.rows(data, said)
+    assert [(r.source, r.text) for r in found] == [
+        ("annotated_a", "a text"),
+        ("annotated_hh_rlhf", "How do I get a splinter out?"),
+        ("annotated_hh_rlhf", "User: How do I get a splinter out?\nAssistant: With tweezers.\nUser: And a big one?"),
+    ]
+    assert found[0].group == "a"  # held out with the source whose texts they are
+
+
+def test_a_text_or_a_file_that_is_not_there_is_named(data):
+    with pytest.raises(InvalidInput, match=r"found no text 'a-2' of a, which was annotated"):
+        annotated.rows(data, [Annotation(source="a", id="a-2", labels="")])
+    with pytest.raises(InvalidInput, match=r"b\.jsonl: found no such file"):
+        annotated.rows(data, [Annotation(source="b", id="b-1", labels="")])
+
+
+def test_the_project_s_annotations_are_of_permissive_sources_and_of_each_text_once():
+    lines = annotated.annotations()
+    assert len({(line.source, line.id) for line in lines}) == len(lines) > 10_000
+    for line in lines:
+        assert len({letter.lower() for letter in line.labels}) == len(line.labels), line
+    assert {line.source for line in lines} == {
+        "catqa_en",
+        "catqa_zh",
+        "convabuse",
+        "edos_threats",
+        "hh_rlhf",
+        "huffpost_2018",
+        "jade_v2_zh",
+        "pyrit_scorer_evals",
+        "simplesafetytests",
+        "strongreject",
+    }
+    found = annotated.licences({"huffpost_2018": "CC BY 4.0 (Kaggle dataset)", "other": "MIT"})
+    assert set(found) == {"annotated_huffpost_2018", "annotated_hh_rlhf"}
+    assert all(map(permissive, found.values()))
+
+
+def test_nobody_is_judged_on_labels_of_ours():
+    def rows_of(source):
+        kinds = ("harmful_text", "benign")
+        return [
+            Row(
+                id=f"{source}{i}",
+                text="t",
+                lang="en",
+                source=source,
+                label_domains=("violence",) * (i % 2 == 0),
+                scope=("violence",),
+                kind=kinds[i % 2],
+            )
+            for i in range(40)
+        ]
+
+    rows = [*rows_of("a"), *rows_of("annotated_a")]
+    nothing = np.zeros((len(rows), 1), np.float32)
+    pooled = PooledTexts(np.ones(len(rows), np.int64), nothing, nothing.astype(np.float16))
+    design = Design(rows, pooled, FitConfig())
+    head = next(h for h in HEADS if h == ("violence", HARM))
+    assert [source for source, _, _ in judging_sources(design, head)] == ["a"]
+    assert design.fitted_on.all()
