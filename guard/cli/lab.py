@@ -89,17 +89,14 @@ def harvest(
     from guard.cli.progress import Progress
 
     with Progress("harvest", "tokens") as progress:
-        if labelled or annotated:
-            from guard.lab import annotated as annotating
-            from guard.lab import labelled as labelling
+        if texts := annotated or labelled:
             from guard.lab import stages
+            from guard.lab.annotated import rows as annotated_rows
+            from guard.lab.labelled import all_rows
 
-            rows = (
-                labelling.all_rows(labelled, cap=cap, seed=seed) if labelled else annotating.rows(Path(str(annotated)))
-            )
             made = stages.harvest_labelled(
                 model=model,
-                rows=rows,
+                rows=annotated_rows(texts) if annotated else all_rows(texts, cap=cap, seed=seed),
                 hook_points=hook_point,
                 out=out,
                 seed=seed,

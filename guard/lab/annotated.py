@@ -1,8 +1,8 @@
 """Real texts that a language model annotated: the texts lie in the data folder, here is only what it said of them.
 
-A line of `data/annotated.jsonl` names a text by its source and its id there, and gives its labels as letters: `P`, `O`,
-`V` and `T` for the four domains, upper case where the text is harmful in it and lower case where it is about it
-and harmless; `X` for harm of another kind. docs/annotating.md is what the annotator was told.
+A line of `data/annotated.jsonl` names a text by its source, its id there and the hash of it, and gives its labels as
+letters: `P`, `O`, `V` and `T` for the four domains, upper case where the text is harmful in it and lower case where it
+is about it and harmless; `X` for harm of another kind. docs/annotating.md is what the annotator was told.
 """
 
 import hashlib
@@ -17,17 +17,17 @@ from guard.errors import InvalidInput
 from guard.lab.corpus import documents
 from guard.lab.labelled import ANNOTATED, Row, read_source
 
-# Dialogues of people with an assistant, which have no labels of their own. A text of theirs is a hash of the document
-# and what was read of it: the user's first message, or the dialogue.
+# Dialogues of people with an assistant, which have no labels of their own. A text's id is a hash of the document and
+# what was read of it: the user's first message, or the dialogue.
 DIALOGUES, DIALOGUES_LICENCE = "hh_rlhf", "MIT"
-_DIALOGUES_FILE = Path("corpus", "safety_dialogue.txt.gz")
+_DIALOGUES_FILE, _DIALOGUES_COUNT = Path("corpus", "safety_dialogue.txt.gz"), 2269  # what follows has other licences
 _DIALOGUE_CHARACTERS = 1000  # whole turns up to here, a question and its answer at least
-_LONGEST = 1400
+_LONGEST = 1400  # of question and answer, which are cut there
 
 _LETTERS = {"p": "pornography", "o": "politics", "v": "violence", "t": "terror"}
 
 # Its labels are used where they made heads tell better on sources that nothing is fitted on. It calls fewer texts
-# terror than labelled sources do (two fifths of theirs at most), and more headlines and posts politics.
+# terror than labelled sources do (a third of theirs), and more headlines and posts politics.
 _SPOKEN = ("pornography", "violence")
 _SPOKEN_IN_DIALOGUES = ("pornography", "politics", "violence")
 
@@ -37,14 +37,15 @@ class Annotation(BaseModel):
 
     source: str
     id: str
-    labels: str = Field(pattern=r"^[PpOoVvTtX]*$")
+    text: str = Field(pattern="^[0-9a-f]{12}$")  # of its SHA-256
+    labels: str = Field(pattern="^[Pp]?[Oo]?[Vv]?[Tt]?X?$")
 
 
 def rows(data: Path, said: Sequence[Annotation] | None = None) -> list[Row]:
     """The annotated texts as rows that speak where their source does not.
 
     `data` holds `labelled/dev/*.jsonl` and `corpus/`. `said`: the annotations, the project's own where None.
-    Raises InvalidInput where a file or a text is missing.
+    Raises InvalidInput where a file or a text is missing, or a text is not the one that was annotated.
     """
     found: list[Row] = []
     known: dict[str, dict[str, Row]] = {}
@@ -53,8 +54,11 @@ def rows(data: Path, said: Sequence[Annotation] | None = None) -> list[Row]:
             known[line.source] = _texts(data, line.source)
         if line.id not in known[line.source]:
             raise InvalidInput(f"{data}: found no text {line.id!r} of {line.source}, which was annotated")
-        if (row := annotated(known[line.source][line.id], line.labels)) is not None:
-            found.append(row)
+        row = known[line.source][line.id]
+        if not hashlib.sha256(row.text.encode()).hexdigest().startswith(line.text):
+            raise InvalidInput(f"{data}: text {line.id!r} of {line.source} is not the one that was annotated")
+        if (spoken := relabelled(row, line.labels)) is not None:
+            found.append(spoken)
     return found
 
 
@@ -63,23 +67,23 @@ def annotations() -> list[Annotation]:
         return [TypeAdapter(Annotation).validate_json(line) for line in stream]
 
 
-def annotated(row: Row, labels: str) -> Row | None:
+def relabelled(row: Row, labels: str) -> Row | None:
     """The row with these labels in place of its own, in the domains that its own say nothing of; None where in none."""
     spoken = _SPOKEN_IN_DIALOGUES if row.source == DIALOGUES else _SPOKEN
     open_ = [domain for domain in spoken if domain not in (*row.label_domains, *row.scope)]
-    said = {domain: letter for letter in labels if (domain := _LETTERS.get(letter.lower(), "")) in open_}
-    harmful = any(letter.isupper() for letter in said.values())
-    # Sources part over whether a theft or a swindle is violence: nothing is claimed of those.
-    scope = tuple(d for d in open_ if d != "violence" or d in said or "X" not in labels)
+    letter_of = {domain: letter for letter in labels if (domain := _LETTERS.get(letter.lower(), "")) in open_}
+    harmful = any(letter.isupper() for letter in letter_of.values())
+    # Sources part over whether a theft or a swindle is violence, and terror may well be: nothing is claimed of those.
+    scope = tuple(d for d in open_ if d != "violence" or d in letter_of or not set(labels) & set("XTt"))
     if not scope:
         return None
     return row.model_copy(
         update={
             "source": ANNOTATED + row.source,
-            "label_domains": tuple(said),
-            "topical": tuple(domain for domain, letter in said.items() if letter.islower()),
+            "label_domains": tuple(letter_of),
+            "topical": tuple(domain for domain, letter in letter_of.items() if letter.islower()),
             "scope": scope,
-            "kind": "harmful_text" if harmful else "topical" if said else "benign",
+            "kind": "harmful_text" if harmful else "topical" if letter_of else "benign",
             "weak": False,
         }
     )
@@ -87,14 +91,18 @@ def annotated(row: Row, labels: str) -> Row | None:
 
 def licences(of_sources: dict[str, str]) -> dict[str, str]:
     """Those of the annotated sources: the texts are licensed as ever, whatever is said of them."""
-    known = of_sources | {DIALOGUES: DIALOGUES_LICENCE}
+    known = {DIALOGUES: DIALOGUES_LICENCE} | of_sources
     return {ANNOTATED + name: known[name] for name in {line.source for line in annotations()} if name in known}
 
 
 def _texts(data: Path, source: str) -> dict[str, Row]:
     if source != DIALOGUES:
         return {row.id: row for row in read_source(data / "labelled" / "dev" / f"{source}.jsonl")}
-    return {row.id: row for document in documents(data / _DIALOGUES_FILE) for row in _of_dialogue(document)}
+    return {
+        row.id: row
+        for document in documents(data / _DIALOGUES_FILE)[:_DIALOGUES_COUNT]
+        for row in _of_dialogue(document)
+    }
 
 
 def _of_dialogue(document: str) -> Iterator[Row]:

@@ -71,6 +71,8 @@ _GROUPS = {
     "alpaca_benign": "statements_instructions",
     "ethos_violence": "hate_speech",
     "edos_threats": "hate_speech",
+    "beavertails_30k_test": "red_teaming",  # its questions come from where the dialogues do
+    "hh_rlhf": "red_teaming",
 }
 
 # What an answer in a chat answers: nothing that tells what it is about.

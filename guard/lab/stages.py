@@ -233,11 +233,14 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
     config, dense = design.config, design.dense
     probe = (config.sources, config.dense_c, config.iterations, dense.shape, dense[:1].tobytes())
     says = {"tfidf": (config.sources,), "probe": probe}
+    told = hashlib.sha256(
+        b"".join([y.tobytes() for y in design.targets.values()] + [design.weak.tobytes()])
+    ).hexdigest()
     read = [shards.described(folder).sources for folder in texts]
     groups = np.unique(design.group).tolist()
     result = OutOfFold()
     for column in columns:
-        key = hashlib.sha256(repr((column, says.get(column), groups, read)).encode()).hexdigest()[:12]
+        key = hashlib.sha256(repr((column, says.get(column), groups, read, told)).encode()).hexdigest()[:12]
         file = texts[0] / f"{column}-{key}.npz"
         if column in says and file.exists():
             result.logits.update(_unflat(file, (column,)).logits)

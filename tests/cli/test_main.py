@@ -131,6 +131,14 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
             "--tokens has no effect with --labelled",
         ),
         (
+            ["lab", "harvest", "--annotated", "d", "--cap", "9", "--hook-point", "h", "--out", "o"],
+            "--cap has no effect with --annotated",
+        ),
+        (
+            ["lab", "harvest", "--corpus", "c", "--annotated", "d", "--hook-point", "h", "--out", "o"],
+            "--corpus and --annotated exclude each other: give one",
+        ),
+        (
             ["lab", "harvest", "--labelled", "l", "--shard-tokens", "9", "--hook-point", "h", "--out", "o"],
             "--shard-tokens has no effect with --labelled",
         ),

@@ -27,37 +27,43 @@ def row(labels=(), scope=(), **other):
     return Row(label_domains=labels, scope=scope, **(given | other))
 
 
+def said_of(text, source, number, labels="V"):
+    return Annotation(source=source, id=number, text=hashlib.sha256(text.encode()).hexdigest()[:12], labels=labels)
+
+
 def targets(row, domain):
     return [target(row, domain, head) for head in (HARM, PRESENCE)]
 
 
 def test_upper_case_is_harm_and_lower_case_a_harmless_text_on_the_topic():
-    said = annotated.annotated(row(source="hh_rlhf"), "Vo")
+    said = annotated.relabelled(row(source="hh_rlhf"), "Vo")
     assert targets(said, "violence") == [True, True]
     assert targets(said, "politics") == [False, True]
     assert targets(said, "pornography") == [False, False]
-    assert targets(annotated.annotated(row(), "v"), "violence") == [False, True]
-    assert targets(annotated.annotated(row(), ""), "violence") == [False, False]
+    assert targets(annotated.relabelled(row(), "v"), "violence") == [False, True]
+    assert targets(annotated.relabelled(row(), ""), "violence") == [False, False]
 
 
 def test_what_the_source_can_tell_is_left_to_the_source():
-    said = annotated.annotated(row(labels=("violence",)), "P")
+    said = annotated.relabelled(row(labels=("violence",)), "P")
     assert targets(said, "violence") == [None, None]
     assert targets(said, "pornography") == [True, True]
-    assert annotated.annotated(row(labels=("violence",), scope=("pornography",)), "PV") is None
+    assert annotated.relabelled(row(labels=("violence",), scope=("pornography",)), "PV") is None
 
 
 def test_nothing_is_said_of_terror_nor_of_politics_outside_dialogues():
-    assert targets(annotated.annotated(row(source="hh_rlhf"), "VT"), "terror") == [None, None]
-    assert targets(annotated.annotated(row(source="a"), "o"), "politics") == [None, None]
+    assert targets(annotated.relabelled(row(source="hh_rlhf"), "VT"), "terror") == [None, None]
+    assert targets(annotated.relabelled(row(source="a"), "o"), "politics") == [None, None]
 
 
-def test_other_harm_leaves_open_whether_it_is_violence():
-    theft = annotated.annotated(row(), "X")
+def test_other_harm_and_terror_leave_open_whether_they_are_violence():
+    assert targets(annotated.relabelled(row(), "T"), "violence") == [None, None]
+    assert targets(annotated.relabelled(row(source="hh_rlhf"), "ot"), "violence") == [None, None]
+    theft = annotated.relabelled(row(), "X")
     assert targets(theft, "violence") == [None, None]
     assert targets(theft, "pornography") == [False, False]
-    assert targets(annotated.annotated(row(), "VX"), "violence") == [True, True]
-    assert targets(annotated.annotated(row(), "vX"), "violence") == [False, True]
+    assert targets(annotated.relabelled(row(), "VX"), "violence") == [True, True]
+    assert targets(annotated.relabelled(row(), "vX"), "violence") == [False, True]
 
 
 @pytest.fixture
@@ -72,32 +78,39 @@ def data(tmp_path):
 
 def test_labels_are_joined_to_texts_by_id_and_to_dialogues_by_hash(data):
     digest = hashlib.sha256(DOCUMENT.strip().encode()).hexdigest()[:16]
-    said = [
-        Annotation(source="a", id="a-1", labels="v"),
-        Annotation(source="hh_rlhf", id=f"{digest}/user", labels=""),
-        Annotation(source="hh_rlhf", id=f"{digest}/dialogue", labels="P"),
-    ]
-    found = annotated.rows(data, said)
-    assert [(r.source, r.text) for r in found] == [
-        ("annotated_a", "a text"),
-        ("annotated_hh_rlhf", "How do I get a splinter out?"),
-        ("annotated_hh_rlhf", "User: How do I get a splinter out?\nAssistant: With tweezers.\nUser: And a big one?"),
-    ]
+    texts = {
+        ("a", "a-1"): "a text",
+        ("hh_rlhf", f"{digest}/user"): "How do I get a splinter out?",
+        ("hh_rlhf", f"{digest}/dialogue"): DOCUMENT[: DOCUMENT.index("\nAssistant: Slowly")],
+    }
+    found = annotated.rows(data, [said_of(text, *where) for where, text in texts.items()])
+    assert [(r.source, r.text) for r in found] == [(f"annotated_{s}", text) for (s, _), text in texts.items()]
     assert found[0].group == "a"  # held out with the source whose texts they are
 
 
 def test_a_text_or_a_file_that_is_not_there_is_named(data):
     with pytest.raises(InvalidInput, match=r"found no text 'a-2' of a, which was annotated"):
-        annotated.rows(data, [Annotation(source="a", id="a-2", labels="")])
+        annotated.rows(data, [said_of("a text", "a", "a-2")])
     with pytest.raises(InvalidInput, match=r"b\.jsonl: found no such file"):
-        annotated.rows(data, [Annotation(source="b", id="b-1", labels="")])
+        annotated.rows(data, [said_of("a text", "b", "b-1")])
+
+
+def test_labels_do_not_slip_to_another_text_of_the_same_number(data):
+    with pytest.raises(InvalidInput, match=r"text 'a-1' of a is not the one that was annotated"):
+        annotated.rows(data, [said_of("a text before it was numbered anew", "a", "a-1")])
+
+
+def test_an_answer_without_end_is_cut(data):
+    with gzip.open(data / "corpus" / "safety_dialogue.txt.gz", "wt") as file:
+        file.write(whole := "User: Why?\nAssistant: " + "Because. " * 300)
+    digest = hashlib.sha256(whole.strip().encode()).hexdigest()[:16]
+    (found,) = annotated.rows(data, [said_of(whole[:1400], "hh_rlhf", f"{digest}/dialogue")])
+    assert found.text == whole[:1400]
 
 
 def test_the_project_s_annotations_are_of_permissive_sources_and_of_each_text_once():
     lines = annotated.annotations()
     assert len({(line.source, line.id) for line in lines}) == len(lines) > 10_000
-    for line in lines:
-        assert len({letter.lower() for letter in line.labels}) == len(line.labels), line
     assert {line.source for line in lines} == {
         "catqa_en",
         "catqa_zh",
