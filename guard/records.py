@@ -116,18 +116,33 @@ class Attribution:
 
 
 @dataclass(frozen=True, slots=True)
+class Passage:
+    """A run of a phase's tokens, from `start` in one message to `end` in the same or a later one."""
+
+    start: int
+    end: int
+    message: int
+    end_message: int
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class HeadScore:
-    """`logit == bias + sum(a.contribution for a in attributions) + rest`; `score == sigmoid(logit)`."""
+    """`logit == bias + sum(a.contribution for a in attributions) + rest`; `score == sigmoid(logit)`.
+
+    All of it is of `passage`, where one passage of the phase scores higher than the whole.
+    """
 
     head: HeadKind
     score: float
     logit: float
-    bias: float
+    bias: float  # less, for a passage, what it is held back by as one of many
     rest: float  # contributions of everything that `attributions` leaves out
     flag_at: float | None  # scores; None where this head never causes that action
     block_at: float | None
     explained_share: float  # share of all |contributions| that comes from named latents, 0 to 1
     attributions: tuple[Attribution, ...]
+    passage: Passage | None = None  # None: the whole phase
 
 
 @dataclass(frozen=True, slots=True)

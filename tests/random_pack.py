@@ -71,7 +71,7 @@ def _manifest(fingerprint, rows, heads):
             "description": "random rows, for tests",
             "calibrated": False,
             "model": {"name": "smollm2-135m-instruct", **fingerprint, "d_model": D_MODEL, "dtype": "float32"},
-            "pooling": {"exponent": 0.5},
+            "pooling": {"exponent": 0.5, "passage_tokens": 32, "passage_caution": 0.05},
             "hook_points": [
                 {
                     "name": point.name,

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -34,8 +33,9 @@ from guard.records import (
     Verdict,
     worst,
 )
-from guard.scoring.heads import HeadSet
-from guard.scoring.pooling import Hits, Ints, PhaseState
+from guard.scoring.heads import HeadSet, Run
+from guard.scoring.phase import PhaseState
+from guard.scoring.pooling import Hits, Ints
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ class Reading:
     states: dict[Phase, PhaseState]
     read: dict[Phase, int] = field(default_factory=dict)
     held: dict[Phase, int] = field(default_factory=dict)
-    details: dict[Phase, list[tuple[Hits, Ints]]] = field(default_factory=dict)
+    details: dict[Phase, list[Run]] = field(default_factory=dict)
     blank: set[Phase] = field(default_factory=set)  # of which only whitespace has been settled
     failed: set[Phase] = field(default_factory=set)  # with tokens whose reading raised an error
     timings: dict[str, float] = field(default_factory=dict)
@@ -229,11 +229,11 @@ class Pipeline:
             part, places = hits, where
             if read < count:
                 chosen = np.array([p is phase for p in phases])
-                part, places = _select(hits, chosen), where[chosen]
+                part, places = hits.of(chosen), where[chosen]
+            if keep_details:
+                reading.details.setdefault(phase, []).append(Run(state.tokens, part, places))
             state.add(part, places)
             counted.append(part.row)
-            if keep_details:
-                reading.details.setdefault(phase, []).append((part, places))
         return counted
 
     def join(self, encoded: Sequence[Encoded]) -> Hits | None:
@@ -287,11 +287,8 @@ class Pipeline:
         tokens: tuple[TokenDetail, ...] = ()
         if state.finite and read and phase not in reading.blank:
             verdicts = self.heads.verdicts(state, domains, options.max_attributions)
-            tokens = tuple(
-                token
-                for hits, where in reading.details.get(phase, [])
-                for token in self.heads.token_details(state, hits, where, domains)
-            )
+            if phase in reading.details:
+                tokens = tuple(self.heads.token_details(state, reading.details[phase], domains))
         action = worst([*(v.action for v in verdicts), *([Action.NOT_ASSESSED] if problem else [])])
         return PhaseVerdict(phase, action, read, read + reading.held.get(phase, 0), verdicts, tokens)
 
@@ -307,10 +304,3 @@ def _problem(reading: Reading, phase: Phase) -> NotAssessed | None:
     if phase in reading.blank:
         return NotAssessed(NotAssessedReason.NOTHING_READ, "only whitespace has been read yet", phase)
     return None
-
-
-def _select(hits: Hits, chosen: np.ndarray[Any, np.dtype[np.bool_]]) -> Hits:
-    """The hits of some tokens of a run, renumbered."""
-    kept = chosen[hits.token]
-    number = np.cumsum(chosen) - 1
-    return Hits(number[hits.token[kept]], hits.row[kept], hits.value[kept], hits.probe[chosen])

@@ -28,7 +28,8 @@ Examples:
   H="--hook-point model.layers.0 --hook-point model.layers.7 --hook-point model.layers.14 --hook-point model.layers.22"
   guard lab harvest --labelled labelled/ $H --out runs/texts
   guard lab fit --saes runs/saes --texts runs/texts --explained runs/saes --scores runs/saes --out runs/heads \\
-      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4 --prior-tokens 8
+      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4 --prior-tokens 8 \\
+      --passage-tokens 64 --passage-caution 0.1
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
   guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
 
@@ -121,6 +122,18 @@ def fit(
             metavar="N", min=0.0, help="Tokens that tell nothing, added to each text's: a few are little evidence."
         ),
     ] = 0.0,
+    passage_tokens: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=0, help="Longer texts are scored passage by passage too, of N tokens each; 0: as wholes."
+        ),
+    ] = 0,
+    passage_caution: Annotated[
+        float,
+        typer.Option(
+            metavar="X", min=0.0, help="Each of n passages is held back by X ln(n): one of many looks severe by chance."
+        ),
+    ] = 0.0,
     iterations: Annotated[int, typer.Option(metavar="N", min=1, help="Steps of the solver, at most.")] = 100,
     explained: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="What `guard lab explain` wrote: keep to its latents.")
@@ -156,10 +169,14 @@ def fit(
         exponent=exponent,
         power=power,
         prior_tokens=prior_tokens,
+        passage_tokens=passage_tokens,
+        passage_caution=passage_caution,
         iterations=iterations,
         sources=_permissive(texts, manifests) if permissive else (),
         least_score=least_score,
     )
+    if passage_tokens % 2:
+        raise UsageError(f"--passage-tokens: found {passage_tokens}, expected an even number: passages overlap by half")
     if bool(explained) != bool(scores):
         raise UsageError("--explained and --scores go together: give both or neither")
     kept, dropped = gather(explained, scores, least_score) if explained and scores else ([], 0)

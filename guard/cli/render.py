@@ -17,6 +17,7 @@ from guard.records import (
     CheckInput,
     DomainVerdict,
     HeadScore,
+    Passage,
     Phase,
     PhaseVerdict,
     SpanContribution,
@@ -179,6 +180,8 @@ def _features(one: Leading, phase: Phase, asked: CheckInput) -> Iterator[Rendera
         f"  why {visible(one.name)}  score {head.score:.3f}, logit {head.logit:+.2f}, "
         f"{head.explained_share:.0%} explained by named features"
     )
+    if head.passage is not None:
+        yield Text(f"  of {_passage(head.passage, phase, asked)}", "dim")
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", show_edge=False, padding=(0, 1))
     table.add_column("share", justify="right")
     table.add_column("adds", justify="right")
@@ -192,8 +195,24 @@ def _features(one: Leading, phase: Phase, asked: CheckInput) -> Iterator[Rendera
             Text(_quotes(a, phase, asked)),
         )
     table.add_row("", Text(f"{head.rest:+.3f}", "dim"), Text("everything else", "dim"), "")
-    table.add_row("", Text(f"{head.bias:+.3f}", "dim"), Text("bias", "dim"), "")
+    table.add_row(
+        "",
+        Text(f"{head.bias:+.3f}", "dim"),
+        Text("bias" if head.passage is None else "bias, less what one of many passages is held back by", "dim"),
+        "",
+    )
     yield Padding(table, (0, 0, 0, 2), expand=False)
+
+
+def _passage(given: Passage, phase: Phase, asked: CheckInput, shown: int = 24) -> str:
+    """Where the passage stands: how it begins and ends."""
+    within = given.message == given.end_message
+    begins = _source(phase, asked, given.message)[given.start : given.end if within else None]
+    ends = _source(phase, asked, given.end_message)[given.start if within else 0 : given.end]
+    return (
+        f"the passage of {given.tokens} tokens from “{visible(begins[:shown].strip())}…” "
+        f"to “…{visible(ends[-shown:].strip())}”, which scores above the whole"
+    )
 
 
 def _feature_name(given: Attribution) -> Text:

@@ -46,7 +46,7 @@ class HitBuffer:
 
 @dataclass(frozen=True)
 class Pool:
-    """The running sums of S streams, as `guard.scoring.pooling.PhaseState` keeps them for one.
+    """The running sums of S streams, as `guard.scoring.pooling.Pool` keeps them for one.
 
     Strengths are added as whole numbers, so `sums` and `counts` are the same to the last bit for any chunking, tiling
     or order. Probe values are added in float64.

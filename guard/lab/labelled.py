@@ -20,7 +20,7 @@ from guard.records import HeadKind, Message, Role
 
 DOMAINS = ("pornography", "politics", "violence", "terror")
 ANNOTATED = "annotated_"  # what the sources' names begin with whose labels are ours, see guard.lab.annotated
-OURS = ("own_", ANNOTATED)  # fitted on, never judged on
+OURS = ("own_", ANNOTATED)  # fitted and calibrated on; no AUROC is computed on them
 Kind = Literal["harmful_request", "harmful_text", "topical", "benign", "hard_negative"]
 Frame = Literal["text", "prompt", "completion"]  # read bare, as a user's message in a chat, as an answer in one
 
@@ -101,7 +101,7 @@ class Row(BaseModel):
     label_domains: tuple[str, ...]
     scope: tuple[str, ...]
     kind: Kind
-    topical: tuple[str, ...] = ()  # of `label_domains`, those in which the text is harmless whatever its kind
+    harmless_in: tuple[str, ...] = ()  # of `label_domains`, whatever the text's kind
     weak: bool = False
     frame: Frame = "text"
 
@@ -145,7 +145,7 @@ def target(row: Row, domain: str, head: HeadKind) -> bool | None:
             # Half of these sub-domains' pairs wish or ask for harm: a weak sign. Of the others nothing is known.
             return True if row.id.split("/")[1] in _HARMFUL_SUBDOMAINS else None
         if labelled:
-            return row.kind in ("harmful_request", "harmful_text") and domain not in row.topical
+            return row.kind in ("harmful_request", "harmful_text") and domain not in row.harmless_in
         return False if domain in row.scope else None
     if labelled:
         return True

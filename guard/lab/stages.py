@@ -10,7 +10,7 @@ suite, contrast among it, is in guard.lab.search.stages.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from guard.lab.heads.features import (
     text_count,
 )
 from guard.lab.heads.fit import HEADS, Design, FitConfig, choose_latents
+from guard.lab.heads.passages import Passages, pool_passages
 from guard.lab.suite.config import read_config
 from guard.lab.suite.measure import read_reports
 from guard.lab.suite.sae import FullSae, load_suite
@@ -210,12 +211,15 @@ def fit(
     done. Returns how many there are.
     """
     suite, rows = load_suite(saes), read_all_rows(texts)
+    if config.passage_tokens and (inexact := [sae.name for sae in suite if not sae.subset_exact]):
+        raise InvalidInput(f"{inexact[0]}: found topk, expected batch_topk or jumprelu where texts have passages")
     if strangers := set(config.sources) - {row.source for row in rows}:
         raise InvalidInput(
             f"{', '.join(map(str, texts))}: found no texts of {', '.join(sorted(strangers))}, which heads shall be "
             f"fitted on"
         )
-    design = _designed(suite, rows, saes, texts, config, explained, activations)
+    read = replace(config, passage_tokens=0) if only_choose else config
+    design = _designed(suite, rows, saes, texts, read, explained, activations)
     out.mkdir(parents=True, exist_ok=True)
     chosen = _chosen(suite, design)
     (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in chosen))
@@ -231,7 +235,7 @@ def fit(
 def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], progress: Progress) -> OutOfFold:
     """Cross-fitted columns; the baselines do not change with the latents, so they are kept beside the first texts."""
     config, dense = design.config, design.dense
-    probe = (config.sources, config.dense_c, config.iterations, dense.shape, dense[:1].tobytes())
+    probe = (config.sources, config.dense_c, config.iterations, config.passage_tokens, dense.shape, dense[:1].tobytes())
     says = {"tfidf": (config.sources,), "probe": probe}
     told = hashlib.sha256(
         b"".join([y.tobytes() for y in design.targets.values()] + [design.weak.tobytes()])
@@ -243,10 +247,10 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
         key = hashlib.sha256(repr((column, says.get(column), groups, read, told)).encode()).hexdigest()[:12]
         file = texts[0] / f"{column}-{key}.npz"
         if column in says and file.exists():
-            result.logits.update(_unflat(file, (column,)).logits)
+            result.update(_unflat(file, (column,)))
             continue
         found = cross_fit(design, (column,), progress)
-        result.logits.update(found.logits)
+        result.update(found)
         if column in says:
             _save(file, _flat(found))
     return result
@@ -274,7 +278,7 @@ def evaluate(
     """Adds the TF-IDF column and writes `fitted/evaluation.json`."""
     design = _design(saes, texts, fitted)
     logits = _unflat(fitted / "logits.npz")
-    logits.logits.update(_columns(design, ("tfidf",), texts, progress).logits)
+    logits.update(_columns(design, ("tfidf",), texts, progress))
     result = figures(design, logits)
     (fitted / "evaluation.json").write_text(json.dumps([f.model_dump(mode="json") for f in result], indent=1))
     return result
@@ -324,7 +328,33 @@ def _designed(
 ) -> Design:
     allowed = mask(suite, explained) if explained else None
     pooled = PooledTexts.joined([pooled_texts(suite, saes, folder, activations) for folder in texts])
-    return Design(rows, pooled, config, allowed)
+    return Design(rows, pooled, config, allowed, _passages(suite, saes, texts, allowed, config.passage_tokens))
+
+
+def _passages(
+    suite: Sequence[FullSae], saes: Path, texts: Sequence[Path], allowed: NDArray[np.bool_] | None, size: int
+) -> Passages | None:
+    """Of the texts of all folders, in their order; None for `size` 0. Computed once and kept beside the texts."""
+    if not size:
+        return None
+    widths = [sae.width for sae in suite]
+    mine = np.split(np.ones(sum(widths), dtype=bool) if allowed is None else allowed, np.cumsum(widths)[:-1])
+    rows = [np.flatnonzero(part) for part in mine]
+    scales = [statistics(sae, saes).scale for sae in suite]
+    key = hashlib.sha256()
+    for sae, some, scale in zip(suite, rows, scales, strict=True):
+        key.update(f"{sae.name} {sae.hook_point}".encode())
+        for part in (sae.enc_rows[some], sae.bias[some], sae.threshold[some], scale[some]):
+            key.update(np.ascontiguousarray(part).tobytes())
+    parts, before = [], 0
+    for folder in texts:
+        file = folder / f"passages-{size}-{key.hexdigest()[:12]}.npz"
+        if not file.exists():
+            _save(file, vars(pool_passages(suite, scales, rows, folder, size)))
+        found = Passages(**np.load(file))
+        parts.append(replace(found, text=found.text + before))
+        before += text_count(folder)
+    return Passages.joined(parts)
 
 
 def licences(folder: Path | None) -> dict[str, str]:
@@ -343,7 +373,10 @@ def _save(file: Path, arrays: dict[str, Any]) -> None:
 
 
 def _flat(kept: OutOfFold) -> dict[str, np.ndarray]:
-    return {f"{domain}.{kind.value}.{column}": x for ((domain, kind), column), x in kept.logits.items()}
+    result = {f"{domain}.{kind.value}.{column}": x for ((domain, kind), column), x in kept.logits.items()}
+    return result | {
+        f"{domain}.{kind.value}.{column}.passages": x for ((domain, kind), column), x in kept.passages.items()
+    }
 
 
 def _unflat(file: Path, columns: Sequence[str] = ("probe", "latents")) -> OutOfFold:
@@ -351,5 +384,7 @@ def _unflat(file: Path, columns: Sequence[str] = ("probe", "latents")) -> OutOfF
     kept = OutOfFold()
     for head in HEADS:
         for column in columns:
-            kept.logits[head, column] = found[f"{head[0]}.{head[1].value}.{column}"]
+            name = f"{head[0]}.{head[1].value}.{column}"
+            kept.logits[head, column] = found[name]
+            kept.passages[head, column] = found.get(f"{name}.passages", np.zeros(0))
     return kept

@@ -64,12 +64,16 @@ class PoolingSection(_Strict):
     """How a phase's hits become one number a latent: `(sum of g(value) / length ** exponent) ** power`.
 
     g rises from 0 at the latent's threshold to 1 at its scale, so that it has no jump. `length` counts the tokens and
-    `prior_tokens` that tell nothing, so that a word or two is little evidence.
+    `prior_tokens` that tell nothing, so that a word or two is little evidence. A phase that is longer than
+    `passage_tokens` is scored passage by passage too (guard.scoring.phase); 0: only as a whole. `passage_caution` is in
+    units of a logit before its temperature.
     """
 
     exponent: float = Field(ge=0, le=1)
     power: float = Field(1.0, gt=0, le=1)  # under 1, a few firings count for more than their share
-    prior_tokens: float = Field(0.0, ge=0)
+    prior_tokens: float = Field(0.0, ge=0, allow_inf_nan=False)
+    passage_tokens: int = Field(0, ge=0, multiple_of=2)
+    passage_caution: float = Field(0.0, ge=0, allow_inf_nan=False)
 
 
 class SourceSection(_Strict):

@@ -2,7 +2,8 @@
 
     logit = (bias + sum_i w_i * pooled_i + sum_p v_p * pooled_probe_p) / temperature,  score = sigmoid(logit)
 
-Both sums run over tokens as well (see guard.scoring.pooling), so each latent and each token has an exact part.
+Both sums run over tokens as well (see guard.scoring.pooling), so each latent and each token has an exact part. The
+tokens are those of a phase, or of its severest passage (see guard.scoring.phase).
 """
 
 import math
@@ -18,10 +19,12 @@ from guard.records import (
     DomainVerdict,
     HeadScore,
     LatentId,
+    Passage,
     SpanContribution,
     TokenDetail,
 )
-from guard.scoring.pooling import Floats, Gate, Hits, Ints, PhaseState, Spans
+from guard.scoring.phase import PhaseState
+from guard.scoring.pooling import Floats, Gate, Hits, Ints, Pool, Spans
 
 Thresholds = tuple[float | None, float | None]  # flag at, block at
 
@@ -33,6 +36,14 @@ class _Line(NamedTuple):
     name: str
     tags: tuple[str, ...]
     explanation_score: float | None
+
+
+class Run(NamedTuple):
+    """Tokens of a phase that stand in a row; `begin` counts tokens of the phase."""
+
+    begin: int
+    hits: Hits
+    where: Ints  # [T, 3]
 
 
 def sigmoid(logit: float) -> float:
@@ -69,6 +80,7 @@ class HeadSet:
         self._probes: list[bool] = np.any(pack.probe_weights, axis=1).tolist()  # whether a head reads any
         self._probe_weights: Floats = pack.probe_weights.astype(np.float64) / temperature  # [H, P]
         self._bias: Floats = np.array([head.bias for head in self._heads]) / temperature[:, 0]  # [H]
+        self._caution: Floats = pack.manifest.pooling.passage_caution / temperature[:, 0]  # [H]
         lowest = [min((t for t in thresholds[head.name] if t is not None), default=np.inf) for head in self._heads]
         self._least: Floats = np.array(lowest)  # [H] scores below it call for nothing
         self._of_domain = {
@@ -76,58 +88,83 @@ class HeadSet:
         }
 
     def new_state(self) -> PhaseState:
-        return PhaseState(self._gate, self._probe_weights.shape[1], self._pack.manifest.pooling)
+        pooling, probes = self._pack.manifest.pooling, self._probe_weights.shape[1]
+        return PhaseState(
+            lambda begin: Pool(self._gate, probes, pooling, begin), pooling.passage_tokens, self._caution, self.logits
+        )
 
     def verdicts(self, state: PhaseState, domains: Sequence[str], attributions: int) -> tuple[DomainVerdict, ...]:
         """One verdict a domain, in the order given; nothing is scored before the first token."""
-        fired = np.flatnonzero(state.sums)  # [F]
-        latent_parts = self._weights[:, fired] * state.pooled()[fired]  # [H, F]
-        probe_parts = self._probe_weights @ state.pooled_probes()  # [H]
+        severest = state.severest()
+        heads: list[HeadScore | None] = [None] * len(self._heads)
+        for pool in dict.fromkeys(severest):
+            mine = [i for i, h in enumerate(self._heads) if severest[i] is pool and h.domain in domains]
+            if mine:
+                bias, passage = self._bias, None
+                if pool is not state.whole:
+                    bias, passage = self._bias - state.held_back(), _passage(pool)
+                for i, score in zip(mine, self._scores(pool, mine, bias, attributions, passage), strict=True):
+                    heads[i] = score
+        return tuple(self._domain(domain, heads) for domain in domains)
+
+    def _scores(
+        self, pool: Pool, heads: list[int], biases: Floats, attributions: int, passage: Passage | None
+    ) -> list[HeadScore]:
+        fired = np.flatnonzero(pool.sums)  # [F]
+        latent_parts = self._weights[heads][:, fired] * pool.pooled()[fired]  # [H, F]
+        probe_parts = self._probe_weights[heads] @ pool.pooled_probes()  # [H]
         size = np.abs(latent_parts)
         mass = size.sum(axis=1) + np.abs(probe_parts)
-        logits = (self._bias + latent_parts.sum(axis=1) + probe_parts).tolist()
+        logits = (biases[heads] + latent_parts.sum(axis=1) + probe_parts).tolist()
         named = (size[:, self._named[fired]].sum(axis=1) / np.where(mass > 0, mass, 1.0)).tolist()
-        shown = self._shown(state, fired, latent_parts, mass, attributions)
-        heads: list[HeadScore | None] = []
-        for i, head in enumerate(self._heads):
-            if head.domain not in domains:
-                heads.append(None)
-                continue
-            own = shown[i]
+        shown = self._shown(pool, fired, latent_parts, mass, attributions)
+        result = []
+        for row, i in enumerate(heads):
+            own = shown[row]
             if self._probes[i] and attributions:
-                part = float(probe_parts[i])
-                share = abs(part) / float(mass[i]) if mass[i] else 0.0
+                part = float(probe_parts[row])
+                share = abs(part) / float(mass[row]) if mass[row] else 0.0
                 own.append(Attribution(None, "dense probe", (), part, share, 0.0, ()))
-            flag_at, block_at = self._thresholds[head.name]
-            bias = float(self._bias[i])
-            heads.append(
+            flag_at, block_at = self._thresholds[self._heads[i].name]
+            bias = float(biases[i])
+            result.append(
                 HeadScore(
-                    head=head.head,
-                    score=sigmoid(logits[i]),
-                    logit=logits[i],
+                    head=self._heads[i].head,
+                    score=sigmoid(logits[row]),
+                    logit=logits[row],
                     bias=bias,
-                    rest=logits[i] - bias - sum(a.contribution for a in own),
+                    rest=logits[row] - bias - sum(a.contribution for a in own),
                     flag_at=flag_at,
                     block_at=block_at,
-                    explained_share=named[i],
+                    explained_share=named[row],
                     attributions=tuple(own),
+                    passage=passage,
                 )
             )
-        return tuple(self._domain(domain, heads) for domain in domains)
+        return result
 
     def _domain(self, domain: str, heads: Sequence[HeadScore | None]) -> DomainVerdict:
         scores = tuple(s for head, s in zip(self._heads, heads, strict=True) if s is not None and head.domain == domain)
         return DomainVerdict(domain, self._decide([(s.score, (s.flag_at, s.block_at)) for s in scores]), scores)
 
+    def logits(self, pools: Sequence[Pool]) -> Floats:
+        """`[V, H]`."""
+        pooled = np.stack([pool.sums for pool in pools])  # [V, K]
+        pooled /= np.array([pool.divisor for pool in pools])[:, None]
+        pooled **= self._pack.manifest.pooling.power
+        probes = np.stack([pool.pooled_probes() for pool in pools])  # [V, P]
+        # Not `@`: for a product this small BLAS would wake its threads, and wait for them where cores are busy.
+        logits: Floats = np.vecdot(pooled[:, None], self._weights) + self._bias
+        logits += np.vecdot(probes[:, None], self._probe_weights)
+        return logits
+
     def actions(self, states: Sequence[PhaseState]) -> list[dict[str, Action]]:
         """For each state, the domains whose action is more than allow: `verdicts` without the reasons, for many."""
-        pooled = np.stack([state.sums for state in states])  # [S, K]
-        pooled /= np.array([state.divisor for state in states])[:, None]
-        pooled **= self._pack.manifest.pooling.power
-        probes = np.stack([state.pooled_probes() for state in states])  # [S, P]
-        # Not `@`: for a product this small BLAS would wake its threads, and wait for them where cores are busy.
-        logits = np.vecdot(pooled[:, None], self._weights) + self._bias  # [S, H]
-        logits += np.vecdot(probes[:, None], self._probe_weights)
+        unsettled = [state.unsettled() for state in states]
+        of_each = np.split(
+            self.logits([pool for pools in unsettled for pool in pools]), np.cumsum([len(p) for p in unsettled[:-1]])
+        )
+        logits = np.stack([state.most(of_one) for state, of_one in zip(states, of_each, strict=True)])  # [S, H]
         scores = 1.0 / (1.0 + np.exp(-np.clip(logits, -60.0, 60.0)))
         result: list[dict[str, Action]] = [{} for _ in states]
         for index in np.flatnonzero((scores >= self._least).any(axis=1)):
@@ -138,25 +175,33 @@ class HeadSet:
                     result[index][domain] = action
         return result
 
-    def token_details(self, state: PhaseState, hits: Hits, where: Ints, domains: Sequence[str]) -> list[TokenDetail]:
-        """What each token of a run adds to each head's logit, at the phase's present length."""
-        strengths = self._gate(hits.row, hits.value)
-        chosen = [i for i, head in enumerate(self._heads) if head.domain in domains]
-        per_unit = state.pooled_per_unit()
-        parts = np.zeros((hits.tokens, len(chosen)))
-        for column, i in enumerate(chosen):
-            weighted = self._weights[i, hits.row] * strengths * per_unit[hits.row]
-            parts[:, column] = np.bincount(hits.token, weights=weighted, minlength=hits.tokens)
-            parts[:, column] += hits.probe @ self._probe_weights[i] / state.length
-        names = [self._heads[i].name for i in chosen]
-        return [
-            TokenDetail(int(start), int(end), int(message), dict(zip(names, map(float, row), strict=True)))
-            for (start, end, message), row in zip(where, parts, strict=True)
-        ]
+    def token_details(self, state: PhaseState, runs: Sequence[Run], domains: Sequence[str]) -> list[TokenDetail]:
+        """What each token of these runs adds to each head's logit, with the phase as it is now.
 
-    def _shown(
-        self, state: PhaseState, fired: Ints, parts: Floats, mass: Floats, wanted: int
-    ) -> list[list[Attribution]]:
+        Where a head speaks of a passage, tokens outside it add nothing.
+        """
+        severest = state.severest()
+        chosen = [i for i, head in enumerate(self._heads) if head.domain in domains]
+        names = [self._heads[i].name for i in chosen]
+        per_unit = {pool: pool.pooled_per_unit() for pool in dict.fromkeys(severest[i] for i in chosen)}
+        result = []
+        for run in runs:
+            hits, number = run.hits, run.begin + np.arange(run.hits.tokens)
+            strengths = self._gate(hits.row, hits.value)
+            parts = np.zeros((hits.tokens, len(chosen)))
+            for column, i in enumerate(chosen):
+                pool = severest[i]
+                weighted = self._weights[i, hits.row] * strengths * per_unit[pool][hits.row]
+                parts[:, column] = np.bincount(hits.token, weights=weighted, minlength=hits.tokens)
+                parts[:, column] += hits.probe @ self._probe_weights[i] / pool.length
+                parts[(number < pool.begin) | (number >= pool.begin + pool.tokens), column] = 0.0
+            result += [
+                TokenDetail(int(start), int(end), int(message), dict(zip(names, map(float, row), strict=True)))
+                for (start, end, message), row in zip(run.where, parts, strict=True)
+            ]
+        return result
+
+    def _shown(self, pool: Pool, fired: Ints, parts: Floats, mass: Floats, wanted: int) -> list[list[Attribution]]:
         """The latents with the largest `parts [H, F]` of each head's logit, at most `wanted` of them."""
         if not wanted:
             return [[] for _ in parts]
@@ -164,9 +209,9 @@ class HeadSet:
         rows = fired[order]  # [H, W]
         contributions = np.take_along_axis(parts, order, axis=1)  # [H, W]
         shares = np.abs(contributions) / np.where(mass > 0, mass, 1.0)[:, None]
-        spans = state.spans()
+        spans = pool.spans(rows)
         begin, end = np.searchsorted(spans.row, rows), np.searchsorted(spans.row, rows, side="right")
-        columns = (rows, contributions, shares, state.peak[rows], contributions / state.sums[rows], begin, end)
+        columns = (rows, contributions, shares, pool.peak[rows], contributions / pool.sums[rows], begin, end)
         return [
             [
                 self._latent(spans, row, part, share, peak, unit, slice(first, last))
@@ -184,3 +229,9 @@ class HeadSet:
         parts = [strength * unit for strength in spans.strength[kept]]
         found = tuple(map(SpanContribution, spans.start[kept], spans.end[kept], parts, spans.message[kept]))
         return Attribution(line.latent, line.name, line.tags, part, share, peak, found, line.explanation_score)
+
+
+def _passage(pool: Pool) -> Passage:
+    start, _, message = pool.first.tolist()
+    _, end, end_message = pool.last.tolist()
+    return Passage(start, end, message, end_message, pool.tokens)

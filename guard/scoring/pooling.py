@@ -1,4 +1,4 @@
-"""A phase's running state: what its hits and probes add up to so far. Small, bounded, one step a token.
+"""What the hits and probes of a run of tokens add up to: of a phase so far, or of one of its passages. Small, bounded.
 
 `pooled_i = (sum over tokens of g_i(value_ti) / length ** exponent) ** power`; dense probes are averaged over `length`:
 the tokens, and some prior ones that tell nothing. Few tokens are little evidence: on the first words of a text every
@@ -9,6 +9,7 @@ latents and of tokens.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,6 +36,22 @@ class Hits:
     @property
     def tokens(self) -> int:
         return len(self.probe)
+
+    def of(self, chosen: NDArray[np.bool_]) -> "Hits":
+        """Those of some tokens of the run `[T]`, renumbered."""
+        kept = chosen[self.token]
+        number = np.cumsum(chosen) - 1
+        return Hits(number[self.token[kept]], self.row[kept], self.value[kept], self.probe[chosen])
+
+    def slices(self, ends: Sequence[int]) -> "list[Hits]":
+        """The run cut into runs that end before these tokens, the last of them its own end."""
+        order = np.argsort(self.token, kind="stable")
+        token, row, value = self.token[order], self.row[order], self.value[order]
+        result, begin, at = [], 0, 0
+        for end, to in zip(ends, np.searchsorted(token, ends).tolist(), strict=True):
+            result.append(Hits(token[at:to] - begin, row[at:to], value[at:to], self.probe[begin:end]))
+            begin, at = end, to
+        return result
 
 
 class Gate:
@@ -66,23 +83,25 @@ class Spans:
     message: list[int]
 
 
-class PhaseState:
-    """Sums over the tokens of one phase, and the strongest hits of each latent."""
+class Pool:
+    """Sums over a run of tokens, and the strongest hits of each latent."""
 
-    def __init__(self, gate: Gate, probes: int, pooling: PoolingSection) -> None:
+    def __init__(self, gate: Gate, probes: int, pooling: PoolingSection, begin: int = 0) -> None:
         self._gate = gate
         self._pooling = pooling
+        self.begin = begin  # in tokens of the phase
         self.tokens = 0
+        self.first: Ints = np.zeros(3, dtype=np.int64)  # where the run's first token stands: start, end, message
+        self.last: Ints = self.first
         self.finite = True
         self.sums = np.zeros(len(gate.scale))  # [K]
-        self.counts = np.zeros(len(gate.scale), dtype=np.int64)  # [K] tokens on which each latent fired
         self.peak = np.zeros(len(gate.scale))  # [K] in units of scale
         self.probe_sums = np.zeros(probes)  # [P]
         # the strongest hits: row, strength, and where the token stands
         self._kept_row: Ints = np.zeros(0, dtype=np.int64)
         self._kept_strength: Floats = np.zeros(0)
-        self._kept_where: Ints = np.zeros((0, 3), dtype=np.int64)  # start, end, message
-        self._unsorted: list[tuple[Ints, Floats, Ints]] = []
+        self._kept_where: NDArray[np.int32] = np.zeros((0, 3), dtype=np.int32)  # start, end, message
+        self._unsorted: list[tuple[Ints, Floats, NDArray[np.int32]]] = []
         self._unsorted_hits = 0
 
     def add(self, hits: Hits, where: Ints) -> None:
@@ -95,6 +114,9 @@ class PhaseState:
         if not math.isfinite(hits.value.sum() + probes.sum()):
             self.finite = False
             return
+        if hits.tokens:
+            self.first = self.first if self.tokens else where[0].copy()
+            self.last = where[-1].copy()
         self.tokens += hits.tokens
         self.probe_sums += probes
         if not len(hits.row):
@@ -103,18 +125,17 @@ class PhaseState:
         relative = hits.value / self._gate.scale[row]
         if hits.tokens == 1:  # no row twice
             self.sums[row] += strengths
-            self.counts[row] += 1
             self.peak[row] = np.maximum(self.peak[row], relative)
         else:
             np.add.at(self.sums, row, strengths)
-            np.add.at(self.counts, row, 1)
             np.maximum.at(self.peak, row, relative)
-        self._unsorted.append((row, strengths, where[hits.token]))
+        self._unsorted.append((row, strengths, where[hits.token].astype(np.int32)))
         self._unsorted_hits += len(row)
         if self._unsorted_hits > _UNSORTED:
-            self._sort_in()
+            self.settle()
 
-    def _sort_in(self) -> None:
+    def settle(self) -> None:
+        """Sorts in the hits that wait for it, which hold on to the runs that they came in."""
         if not self._unsorted:
             return
         parts = zip((self._kept_row, self._kept_strength, self._kept_where), *self._unsorted, strict=True)
@@ -131,7 +152,7 @@ class PhaseState:
     @property
     def kept_row(self) -> Ints:
         """Rows of the strongest hits, in their order."""
-        self._sort_in()
+        self.settle()
         return self._kept_row
 
     @property
@@ -156,10 +177,13 @@ class PhaseState:
         """`[P]`."""
         return self.probe_sums / self.length
 
-    def spans(self) -> "Spans":
-        """The strongest hits of all latents; those of one latent in the order of the text."""
-        self._sort_in()
-        start, _, message = self._kept_where.T
-        order = np.lexsort((start, message, self._kept_row))
-        start, end, message = self._kept_where[order].T.tolist()
-        return Spans(self._kept_row[order], self._kept_strength[order].tolist(), start, end, message)
+    def spans(self, rows: Ints) -> Spans:
+        """The strongest hits of these latents, those of one in the order of the text."""
+        self.settle()
+        mine = np.isin(self._kept_row, rows)
+        row, strength, where = self._kept_row[mine], self._kept_strength[mine], self._kept_where[mine]
+        start, end, message = where.T
+        order = np.lexsort((start, message, row))
+        return Spans(
+            row[order], strength[order].tolist(), start[order].tolist(), end[order].tolist(), message[order].tolist()
+        )

@@ -25,6 +25,7 @@ from guard.records import (
     NotAssessed,
     NotAssessedReason,
     PackInfo,
+    Passage,
     Phase,
     PhaseVerdict,
     PolicyInfo,
@@ -155,6 +156,7 @@ def _add_head(heads: Any, head: HeadScore) -> None:
         flag_at=head.flag_at,
         block_at=head.block_at,
         explained_share=head.explained_share,
+        passage=_passage_to_proto(head.passage) if head.passage else None,
     )
     for a in head.attributions:
         attribution = message.attributions.add(
@@ -228,7 +230,22 @@ def _head_from_proto(head: pb.HeadScore) -> HeadScore:
             )
             for a in head.attributions
         ),
+        passage=_passage_from_proto(head.passage) if head.HasField("passage") else None,
     )
+
+
+def _passage_to_proto(passage: Passage) -> pb.Passage:
+    return pb.Passage(
+        start=passage.start,
+        end=passage.end,
+        message=passage.message,
+        end_message=passage.end_message,
+        tokens=passage.tokens,
+    )
+
+
+def _passage_from_proto(passage: pb.Passage) -> Passage:
+    return Passage(passage.start, passage.end, passage.message, passage.end_message, passage.tokens)
 
 
 def progress_to_proto(progress: Progress) -> pb.FollowResponse:

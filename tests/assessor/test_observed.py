@@ -10,7 +10,7 @@ from guard.config import load_config
 from guard.errors import ConfigError
 from guard.records import Action, CheckOptions, Phase
 from guard.tap.protocol import Ended, Missed, Step
-from tests.assessor.given import heads, phase_of, scores
+from tests.assessor.given import LONG, heads, phase_of, scores
 from tests.tap.given import BLOCKED, CHAT, HARMLESS, asked, info_of, observed_by, told, verdict_of
 
 
@@ -37,7 +37,8 @@ def reasons(verdict):
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize(
-    "given", [asked(CHAT, HARMLESS), asked(HARMLESS, "Bien sûr 🙂🎉: 好的 面包。"), asked(BLOCKED)]
+    "given",
+    [asked(CHAT, HARMLESS), asked(HARMLESS, "Bien sûr 🙂🎉: 好的 面包。"), asked(BLOCKED), asked(HARMLESS, LONG)],
 )
 def test_the_verdict_is_that_of_reader_mode(assessor, observed, link, given, size):
     request = told(assessor, given)

@@ -14,6 +14,7 @@ from guard.records import (
     Message,
     NotAssessed,
     NotAssessedReason,
+    Passage,
     Phase,
     Role,
     SpanContribution,
@@ -178,3 +179,15 @@ def test_a_line_of_a_running_stream():
     assert watch.running_line(given, Phase.COMPLETION, None).plain.endswith("  (end)")
     empty = verdict(action=Action.NOT_ASSESSED, not_assessed=[NotAssessed(NotAssessedReason.NOTHING_READ, "")])
     assert watch.running_line(empty, Phase.COMPLETION, "a").plain == "NOT ASSESSEDnothing_read  a"
+
+
+def test_a_score_of_one_passage_says_which():
+    blocked = dataclasses.replace(head(score=0.95, attributions=[attribution()]), passage=Passage(7, 15, 0, 0, 2))
+    given = verdict(phase([domain(action=Action.BLOCK, heads=[blocked])], action=Action.BLOCK), action=Action.BLOCK)
+    assert "of the passage of 2 tokens from “kill you…” to “…kill you”, which scores above the whole" in shown(
+        render.verdict(given, ASKED)
+    )
+    chat = CheckInput(prompt=(Message(Role.USER, "Tell me all."), Message(Role.ASSISTANT, "Gladly, now.")))
+    across = dataclasses.replace(blocked, passage=Passage(5, 6, 0, 1, 4))
+    given = verdict(phase([domain(action=Action.BLOCK, heads=[across])], action=Action.BLOCK), action=Action.BLOCK)
+    assert "of the passage of 4 tokens from “me all.…” to “…Gladly”" in shown(render.verdict(given, chat))

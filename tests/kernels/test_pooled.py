@@ -10,7 +10,7 @@ from guard.kernels import gpu, launch
 from guard.kernels.columns import Columns
 from guard.kernels.reference import ReferenceEncoder
 from guard.pack.manifest import PoolingSection
-from guard.scoring.pooling import Gate, Hits, PhaseState
+from guard.scoring.pooling import Gate, Hits, Pool
 from tests.kernels.exact import POISON, QUIET, decoding_up_to, make_rows
 
 DEVICE = gpu.device_or_raise()
@@ -32,7 +32,7 @@ def stream_state(rows, scale, x, chosen):
     """What `guard.scoring` makes of the reference encoder's hits: `x [hook points, T, D]`, tokens of one stream."""
     encoded = [ReferenceEncoder()(part[chosen], own) for part, own in zip(x, rows, strict=True)]
     gate = Gate(torch.cat([r.threshold for r in rows]).double().numpy(), torch.cat(scale).double().numpy())
-    state = PhaseState(gate, sum(len(r.probe_rows) for r in rows), PoolingSection(exponent=1.0))
+    state = Pool(gate, sum(len(r.probe_rows) for r in rows), PoolingSection(exponent=1.0))
     offsets = np.cumsum([0, *(len(r.enc_rows) for r in rows)])
     hits = Hits(
         token=np.concatenate([e.token.numpy() for e in encoded]),
@@ -41,11 +41,11 @@ def stream_state(rows, scale, x, chosen):
         probe=np.concatenate([e.probe.numpy() for e in encoded], axis=1).astype(np.float64),
     )
     state.add(hits, np.zeros((hits.tokens, 3), dtype=np.int64))
-    return state
+    return state, np.bincount(hits.row, minlength=len(state.sums))
 
 
-def assert_pooled(pool, slot, state):
-    assert pool.counts[slot].tolist() == state.counts.tolist()
+def assert_pooled(pool, slot, state, counts):
+    assert pool.counts[slot].tolist() == counts.tolist()
     assert int(pool.tokens[slot]) == state.tokens
     np.testing.assert_allclose(pool.strengths()[slot].cpu(), state.sums, atol=1e-5)
     np.testing.assert_allclose(pool.probe_sums[slot].cpu(), state.probe_sums, atol=1e-4)
@@ -70,7 +70,7 @@ def test_pooled_sums_are_those_of_scoring_for_any_mixture_of_streams_and_any_chu
             chunked(x[:, part].to(DEVICE), slots[part].to(DEVICE))
     assert pool.path == ("decode" if decoded else "prefill")
     for slot in range(3):
-        assert_pooled(pool.pool, slot, stream_state(rows, scale, x, slots == slot))
+        assert_pooled(pool.pool, slot, *stream_state(rows, scale, x, slots == slot))
     assert not pool.pool.tokens[3]
     assert not pool.pool.spoiled.any()
     assert pools_equal(pool.pool, chunked.pool)  # to the last bit
@@ -106,7 +106,7 @@ def test_an_overflow_is_counted_writes_nothing_outside_and_leaves_the_sums_exact
     assert len(set(cells.tolist())) == 20
     assert (dense.flatten()[cells] > 0).all()
     for slot in range(3):
-        assert_pooled(pool.pool, slot, stream_state(rows, scale, x, slots == slot))
+        assert_pooled(pool.pool, slot, *stream_state(rows, scale, x, slots == slot))
 
 
 @pytest.mark.parametrize("decoded", [0, 256])
@@ -124,7 +124,7 @@ def test_a_stream_that_is_not_finite_is_named_and_no_other_suffers(decoded, bad)
         pool(torch.zeros(2, 0, 24, device=DEVICE), slots[:0].to(DEVICE))
     assert launch.Status.read(pool.status).finite  # of that launch; the slot stays void
     assert pool.pool.spoiled.tolist() == [0, 1]
-    assert_pooled(pool.pool, 0, stream_state(rows, scale, x, slots == 0))
+    assert_pooled(pool.pool, 0, *stream_state(rows, scale, x, slots == 0))
 
 
 def test_a_slot_that_does_not_exist_is_counted_and_not_written():

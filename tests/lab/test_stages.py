@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -192,6 +193,7 @@ def test_heads_over_explained_latents_and_permissive_sources(runs, tmp_path, cap
     fit = (
         "lab", "fit", "--saes", saes, "--activations", runs / "activations", "--texts", texts, "--out",
         tmp_path / "heads", "--explained", tmp_path / "explained", "--least-score", 0.5, "--permissive",
+        "--passage-tokens", 2, "--passage-caution", 0.1,
     )  # fmt: skip
     assert guard(capsys, monkeypatch, *fit)[0] == 2
     fit = (*fit, "--scores", tmp_path / "scores")
@@ -205,6 +207,8 @@ def test_heads_over_explained_latents_and_permissive_sources(runs, tmp_path, cap
     kept = [json.loads(line) for line in (tmp_path / "heads" / "latents.jsonl").open()]
     assert {line["sae"] for line in kept} == {name}
     assert min(line["latent"] for line in kept) >= 32
+    logits = np.load(tmp_path / "heads" / "logits.npz")
+    assert len(logits["terror.harm.probe.passages"]) == 3 * len(logits["terror.harm.probe"])  # of texts of four tokens
 
     # The other source is judged, by heads that were not fitted on it.
     monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 5)

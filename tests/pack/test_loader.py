@@ -140,7 +140,7 @@ def test_manifest_changed_by_hand(folder):
         (
             "[pooling]",
             "[pooling]\nactivation = 'clip'",
-            "pooling.activation: found an unknown key, expected one of exponent, power, prior_tokens",
+            "pooling.activation: found an unknown key, expected one of exponent, power, prior_tokens, passage_tokens, passage_caution",
         ),
         ("bias = 0.1", "bias = nan", "heads.1.bias: found nan, expected a finite number"),
         ("fvu = 0.25\nl0 = 3.5\ndead_share = 1e-05\n\n[[heads]]", "fvu = inf\nl0 = 3.5\ndead_share = 1e-05\n\n[[heads]]",

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from guard.pack.manifest import PoolingSection
-from guard.scoring.pooling import SPANS_KEPT, Gate, Hits, PhaseState
+from guard.scoring.pooling import SPANS_KEPT, Gate, Hits, Pool
 
 MEAN = PoolingSection(exponent=1.0)
 
 
-def fresh(latents: int, probes: int, pooling: PoolingSection = MEAN) -> PhaseState:
+def fresh(latents: int, probes: int, pooling: PoolingSection = MEAN) -> Pool:
     """Latents that fire above 0.5 and are strong at 2.5."""
-    return PhaseState(Gate(np.full(latents, 0.5), np.full(latents, 2.5)), probes, pooling)
+    return Pool(Gate(np.full(latents, 0.5), np.full(latents, 2.5)), probes, pooling)
 
 
 def some_hits(tokens: int, latents: int, seed: int = 0) -> tuple[Hits, np.ndarray]:
@@ -40,7 +40,9 @@ def test_a_stream_adds_up_to_the_whole_text(cuts):
     np.testing.assert_allclose(stream.pooled_probes(), whole.pooled_probes(), rtol=1e-12)
     np.testing.assert_allclose(stream.peak, whole.peak)
     for row in range(7):
-        streamed, at_once = (np.sort(np.array(s.strength)[s.row == row]) for s in (stream.spans(), whole.spans()))
+        streamed, at_once = (
+            np.sort(np.array(s.strength)[s.row == row]) for s in (stream.spans(np.arange(7)), whole.spans(np.arange(7)))
+        )
         np.testing.assert_allclose(streamed, at_once)
 
 

@@ -36,6 +36,7 @@ from guard.records import (
     ModelInfo,
     NotAssessed,
     NotAssessedReason,
+    Passage,
     Phase,
     PhaseVerdict,
     PolicyInfo,
@@ -94,7 +95,9 @@ def make_verdict(text: str = "", request_id: str = "", *, phases: tuple[Phase, .
     )
     probe = dataclasses.replace(attribution, latent=None, name="dense probe", tags=(), spans=())
     score = 0.875 if "block" in text else 0.125
-    head = HeadScore(HeadKind.HARM, score, 1.0, -0.5, 0.25, 0.5, None, 0.5, (attribution, probe))
+    head = HeadScore(
+        HeadKind.HARM, score, 1.0, -0.5, 0.25, 0.5, None, 0.5, (attribution, probe), Passage(2, 9, 0, 1, 3)
+    )
     action = Action.BLOCK if "block" in text else Action.ALLOW
     tokens = (TokenDetail(0, len(text), 1, {"violence.harm": 0.5}),)
     return Verdict(

@@ -19,6 +19,7 @@ SHARED = [
     "PhaseVerdict",
     "DomainVerdict",
     "HeadScore",
+    "Passage",
     "Attribution",
     "SpanContribution",
     "TokenDetail",
@@ -108,6 +109,7 @@ def test_json_has_the_names_of_the_records_and_leaves_no_zero_out():
     assert head["attributions"][0]["latent"] == {"hook_point": "model.layers.3", "index": 40_000}
     assert head["attributions"][0]["spans"] == [{"start": 0, "end": 4, "contribution": 1.5, "message": 1}]
     assert "latent" not in head["attributions"][1]  # the dense probe
+    assert head["passage"] == {"start": 2, "end": 9, "message": 0, "end_message": 1, "tokens": 3}
     assert found["timings"] == {"tokenize": 0.001, "read": 0.02}
 
 

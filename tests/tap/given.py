@@ -105,19 +105,24 @@ def alone(assessor, ids, phases):
     token, row, value, probe = encoded(assessor, list(ids))
     threshold = np.concatenate([p.threshold for p in pack.hook_points]).astype(np.float64)
     scale = np.concatenate([p.scale for p in pack.hook_points]).astype(np.float64)
-    found = {}
+    pooling, found = pack.manifest.pooling, {}
     for phase in dict.fromkeys(p for p in phases if p is not None):
-        chosen = np.array([p is phase for p in phases])
-        sums = np.zeros(len(threshold))
-        for t, r, v in zip(token, row, value, strict=True):
-            if chosen[t]:
-                sums[r] += min(1.0, max(0.0, (float(v) - threshold[r]) / (scale[r] - threshold[r])))
-        pooling = pack.manifest.pooling
-        length = int(chosen.sum()) + pooling.prior_tokens
-        pooled = (sums / length**pooling.exponent) ** pooling.power
-        for index, head in enumerate(pack.manifest.heads):
-            probes = probe[chosen].sum(axis=0) / length
-            logit = head.bias + pack.head_weights[index] @ pooled + pack.probe_weights[index] @ probes
-            found[phase, head.domain, head.head] = 1 / (1 + math.exp(-logit / head.temperature))
+        place = np.flatnonzero([p is phase for p in phases])
+        runs, half = [place], pooling.passage_tokens // 2
+        if half and len(place) > 2 * half:
+            runs += [place[at : at + 2 * half] for at in range(0, len(place) - half, half)]
+        for run in runs:
+            sums = np.zeros(len(threshold))
+            for t, r, v in zip(token, row, value, strict=True):
+                if t in run:
+                    sums[r] += min(1.0, max(0.0, (float(v) - threshold[r]) / (scale[r] - threshold[r])))
+            length = len(run) + pooling.prior_tokens
+            pooled = (sums / length**pooling.exponent) ** pooling.power
+            for index, head in enumerate(pack.manifest.heads):
+                probes = probe[run].sum(axis=0) / length
+                caution = pooling.passage_caution * math.log(max(1, len(runs) - 1)) if run is not place else 0.0
+                logit = head.bias - caution + pack.head_weights[index] @ pooled + pack.probe_weights[index] @ probes
+                name = phase, head.domain, head.head
+                found[name] = max(found.get(name, 0.0), 1 / (1 + math.exp(-logit / head.temperature)))
     assert pipeline.reader.dtype is torch.float32
     return found

@@ -43,7 +43,7 @@ from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
 
-PACK_VERSION = "0.6.0"
+PACK_VERSION = "0.7.0"
 
 # What the project's own sentences are listed as among the sources.
 _OWN_LICENCE = "Apache-2.0 (written for this project)"
@@ -105,6 +105,8 @@ def build_pack(
             exponent=design.config.exponent,
             power=design.config.power,
             prior_tokens=design.config.prior_tokens,
+            passage_tokens=design.config.passage_tokens,
+            passage_caution=design.config.passage_caution,
         ),
         hook_points=tuple(
             HookPointSection(
@@ -178,7 +180,10 @@ def lookalike_figures(
     for head in heads:
         if head.section.flag_at is None:
             continue
-        logits = head.model.logits(design, held) + (head.section.bias - head.model.bias)
+        whole = np.full(len(design.rows), np.nan)
+        whole[held] = head.model.logits(design, held)
+        logits = design.severest(whole, head.model.passage_logits(design, held))[held]
+        logits += head.section.bias - head.model.bias
         scores = 1 / (1 + np.exp(-logits / head.section.temperature))
         for place in np.flatnonzero(scores >= head.section.flag_at):
             flagged.setdefault(design.rows[held[place]].id, []).append(head.section.name)

@@ -35,7 +35,7 @@ def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
         share = probe_share(design, head, kept)
         latents = fit_head(design, head, design.fitted_on, chosen[head[0]], "latents")
         model = mix(latents, fit_head(design, head, design.fitted_on, chosen[head[0]], "probe"), share)
-        logits, y = mixed(kept, head, share), design.targets[head]
+        logits, y = mixed(design, kept, head, share), design.targets[head]
         seen = ~np.isnan(logits) & (y >= 0) & design.usable
         weights = source_weights(design, y, seen)
         temperature, shift = calibrate(logits[seen], y[seen], weights[seen])

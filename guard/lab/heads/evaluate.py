@@ -60,6 +60,11 @@ class OutOfFold:
     """Logits of rows by models that were fitted without their group, by head and column; NaN where there is none."""
 
     logits: dict[tuple[Head, str], NDArray[np.float64]] = field(default_factory=dict)
+    passages: dict[tuple[Head, str], NDArray[np.float64]] = field(default_factory=dict)  # theirs; none of tfidf
+
+    def update(self, other: "OutOfFold") -> None:
+        self.logits.update(other.logits)
+        self.passages.update(other.passages)
 
 
 def cross_fit(
@@ -70,7 +75,10 @@ def cross_fit(
     """Fits `tfidf`, `probe` or `latents` without each group of sources in turn; keeps the logits of the rest."""
     fold = _folds(design)
     groups = [g for g in np.unique(fold) if not g.startswith("lookalike")]
-    kept = OutOfFold({(h, c): np.full(len(design.rows), np.nan) for h in HEADS for c in columns})
+    kept = OutOfFold(
+        {(h, c): np.full(len(design.rows), np.nan) for h in HEADS for c in columns},
+        {(h, c): np.full(len(design.passage_text), np.nan) for h in HEADS for c in columns if c != "tfidf"},
+    )
     words = _hashed([row.text for row in design.rows]) if "tfidf" in columns else None
     for number, group in enumerate(groups):
         held_out = fold == group
@@ -82,11 +90,13 @@ def cross_fit(
                 continue
             for column in columns:
                 if column == "tfidf":
-                    logits = _tfidf_logits(design, head, used, words, test)
-                else:
-                    rows = chosen.get(head[0], np.zeros(0, dtype=np.int64))
-                    logits = fit_head(design, head, used, rows, column).logits(design, test)
-                kept.logits[head, column][test] = logits
+                    kept.logits[head, column][test] = _tfidf_logits(design, head, used, words, test)
+                    continue
+                rows = chosen.get(head[0], np.zeros(0, dtype=np.int64))
+                model = fit_head(design, head, used, rows, column)
+                kept.logits[head, column][test] = model.logits(design, test)
+                inside = model.passage_logits(design, test)
+                kept.passages[head, column] = np.fmax(kept.passages[head, column], inside)
         progress(number + 1, len(groups))
     return kept
 
@@ -113,14 +123,18 @@ def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") 
         return 0.5
 
     def served(share: float) -> float:
-        logits = mixed(kept, head, share)
+        logits = mixed(design, kept, head, share)
         return float(np.mean([roc_auc_score(y[rows], logits[rows]) for _, rows in judged]))
 
     return max(SHARES, key=served)
 
 
-def mixed(kept: OutOfFold, head: Head, share: float) -> NDArray[np.float64]:
-    return kept.logits[head, "latents"] * (1 - share) + kept.logits[head, "probe"] * share
+def mixed(design: Design, kept: OutOfFold, head: Head, share: float) -> NDArray[np.float64]:
+    """`[N]`: the combined column, of the whole text or of its severest passage."""
+    whole, passages = (
+        of[head, "latents"] * (1 - share) + of[head, "probe"] * share for of in (kept.logits, kept.passages)
+    )
+    return design.severest(whole, passages)
 
 
 def figures(design: Design, kept: OutOfFold) -> list[Figure]:
@@ -128,9 +142,11 @@ def figures(design: Design, kept: OutOfFold) -> list[Figure]:
     result = []
     for head, in_chats in product(HEADS, (False, True)):
         y = design.targets[head]
+        told = {c: design.severest(kept.logits[head, c], kept.passages[head, c]) for c in ("probe", "latents")}
+        told["tfidf"] = kept.logits[head, "tfidf"]
         for source, rows, weak_negatives in judging_sources(design, head, in_chats=in_chats):
-            combined = mixed(kept, head, probe_share(design, head, kept, without=source))
-            scored = {c: (combined if c == "combined" else kept.logits[head, c])[rows] for c in COLUMNS}
+            told["combined"] = mixed(design, kept, head, probe_share(design, head, kept, without=source))
+            scored = {c: told[c][rows] for c in COLUMNS}
             truth = y[rows]
             resampled = _resampled_auroc(truth, scored)
             result.append(

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from guard.assessor import Assessor
 from guard.lab.heads.fit import HEADS, Head
 from guard.lab.labelled import Row, target
-from guard.records import Action, Attribution, CheckInput, CheckOptions, HeadScore, PhaseVerdict
+from guard.records import Action, Attribution, CheckInput, CheckOptions, HeadScore, PhaseVerdict, TokenDetail
 
 DEPTHS = (1, 3, 5)  # attributions whose tokens are deleted together
 _ACTED = {Action.FLAG, Action.BLOCK}
@@ -29,7 +29,7 @@ class Faithfulness(BaseModel):
     texts: int  # positives that were read
     flagged: int  # of them rightly
     explained_share: float  # of the flagging head's logit, by named latents: the median
-    tokens: dict[str, float]  # named, as a share of the text's: the median
+    tokens: dict[str, float]  # named, as a share of those that the head speaks of: the median
     flips: dict[str, float]
     flips_random: dict[str, float]
 
@@ -62,7 +62,7 @@ def faithfulness(
         if acting is None:
             continue
         shares.append(acting.explained_share)
-        tokens = [(t.start, t.end) for t in phase.tokens]
+        tokens = [(t.start, t.end) for t in phase.tokens if _inside(t, acting)]
         for depth in DEPTHS:
             spans = named_by(acting.attributions, depth)
             named[depth].append(len(spans) / max(len(tokens), 1))
@@ -110,6 +110,11 @@ def _acting(phase: PhaseVerdict) -> HeadScore | None:
     """The head that flags, furthest above its threshold."""
     over = [h for d in phase.domains for h in d.heads if h.flag_at is not None and h.score >= h.flag_at]
     return max(over, key=lambda h: h.score - (h.flag_at or 0.0), default=None)
+
+
+def _inside(token: TokenDetail, head: HeadScore) -> bool:
+    """Whether the head speaks of this token."""
+    return head.passage is None or head.passage.start <= token.start < head.passage.end
 
 
 def _acts(assessor: Assessor, text: str, domain: str) -> bool:

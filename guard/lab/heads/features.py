@@ -119,7 +119,7 @@ def means(texts: Path, hook_points: Sequence[str]) -> tuple[Ints, dict[str, Floa
     count = text_count(texts)
     tokens = np.zeros(count, dtype=np.int64)
     result = {point: np.zeros((count, described.d_model), dtype=np.float32) for point in hook_points}
-    for shard, piece, span in _by_text(texts):
+    for shard, piece, span in by_text(texts):
         size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)
         tokens[span] = size.numpy()
         for point in hook_points:
@@ -142,10 +142,10 @@ def pool(
     # Most latents of a pack that was opened again are silent whatever comes.
     speaking = [(sae.enc_rows.any(dim=1) | (sae.bias > sae.threshold)).nonzero()[:, 0] for sae in suite]
     suite = [sae.rows(some) for sae, some in zip(suite, speaking, strict=True)]
-    for shard, piece, span in _by_text(texts):
+    for shard, piece, span in by_text(texts):
         size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)
         for sae, some, rise, out in zip(suite, speaking, rises, into, strict=True):
-            sums = _pool_sae(sae, shard[sae.hook_point], piece, span.stop - span.start, rise[some])
+            sums = pool_sae(sae, shard[sae.hook_point], piece, span.stop - span.start, rise[some])
             out[span, some.numpy()] = (sums / size[:, None]).half().numpy()
         shard_done()
 
@@ -155,7 +155,7 @@ def text_count(texts: Path) -> int:
     return 1 + max(int(last.max()), 0)
 
 
-def _by_text(texts: Path) -> Iterator[tuple[dict[str, Tensor], Tensor, slice]]:
+def by_text(texts: Path) -> Iterator[tuple[dict[str, Tensor], Tensor, slice]]:
     """Every shard, the text of each of its tokens counted from the shard's first, and which texts it holds."""
     for index in range(shards.described(texts).shard_count):
         shard = shards.load(texts, index)
@@ -164,7 +164,7 @@ def _by_text(texts: Path) -> Iterator[tuple[dict[str, Tensor], Tensor, slice]]:
         yield shard, piece - first, slice(first, last)
 
 
-def _pool_sae(sae: FullSae, x_all: Tensor, text: Tensor, count: int, rise: Tensor) -> Tensor:
+def pool_sae(sae: FullSae, x_all: Tensor, text: Tensor, count: int, rise: Tensor) -> Tensor:
     sums = torch.zeros(count * sae.width)
     for x, where in zip(x_all.split(_BLOCK), text.split(_BLOCK), strict=True):
         acts = sae.encode(x)

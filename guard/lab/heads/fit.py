@@ -18,6 +18,7 @@ from sklearn.linear_model import LogisticRegression
 
 from guard.errors import InvalidInput
 from guard.lab.heads.features import Floats, PooledTexts
+from guard.lab.heads.passages import Passages
 from guard.lab.labelled import DOMAINS, Row, pairs, target
 from guard.lab.search.contrast import PAIRS, firing_difference, pair_rows
 from guard.records import HeadKind
@@ -71,6 +72,8 @@ class FitConfig:
     exponent: float = 0.5
     power: float = 0.5
     prior_tokens: float = 0.0
+    passage_tokens: int = 0  # longer texts are judged, not fitted on, by their passages too; 0: as wholes alone
+    passage_caution: float = 0.0  # each of n passages is held back by it times ln(n)
     # Sources that heads are fitted and calibrated on, beside the project's own sentences; all where there is none.
     sources: tuple[str, ...] = ()
     least_score: float = 0.2  # of an explanation, where heads keep to explained latents
@@ -104,21 +107,31 @@ class Linear:
         pooled = design.latents[np.ix_(rows, self.latents)]
         return np.asarray(pooled @ self.latent_weights + design.dense[rows] @ self.dense_weights + self.bias)
 
+    def passage_logits(self, design: "Design", rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """`[M]`: of the passages of these rows; NaN for the others."""
+        result = np.full(len(design.passage_text), np.nan)
+        which = np.flatnonzero(np.isin(design.passage_text, rows))
+        pooled = design.passage_latents[np.ix_(which, np.searchsorted(design.allowed, self.latents))]
+        result[which] = pooled @ self.latent_weights + design.passage_dense[which] @ self.dense_weights + self.bias
+        return result
+
 
 class Design:
     """Rows, targets and features of everything that heads are fitted on and judged by."""
 
     def __init__(
-        self, rows: Sequence[Row], pooled: PooledTexts, config: FitConfig, allowed: Bools | None = None
+        self,
+        rows: Sequence[Row],
+        pooled: PooledTexts,
+        config: FitConfig,
+        allowed: Bools | None = None,
+        passages: Passages | None = None,
     ) -> None:
-        """`allowed [K]`: the latents that a head may keep; None allows all."""
+        """`allowed [K]`: the latents that a head may keep; None allows all. `passages` hold those that are allowed."""
         self.rows = list(rows)
         self.config = config
-        tokens = np.maximum(pooled.tokens, 1).astype(np.float32)[:, None]
-        length = tokens + np.float32(config.prior_tokens)
         self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K], gigabytes: changed where it lies
-        self.latents *= tokens / length ** np.float32(config.exponent)
-        np.power(self.latents, np.float32(config.power), out=self.latents)
+        weight = self._pooled(self.latents, pooled.tokens)
         self.fires = pooled.strength > 0  # [N, K]
         self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
         self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
@@ -135,8 +148,38 @@ class Design:
         self.fitted_on = self.usable & ~self.in_chat  # [N] rows to choose and fit on
         # Probes read how a text differs from the average one: else all texts would share a large part of their logits.
         self.centre: Floats = pooled.mean[self.fitted_on].mean(axis=0)  # [D]
-        self.dense: Floats = (pooled.mean - self.centre) * (tokens / length)  # [N, D]
+        self.dense: Floats = (pooled.mean - self.centre) * weight  # [N, D]
         self.targets = {head: self._targets(*head) for head in HEADS}
+        self.allowed = np.arange(len(self.alive)) if allowed is None else np.flatnonzero(allowed)  # [A]
+        self.passage_text = np.zeros(0, dtype=np.int64)  # [M] the row that each is of
+        self.passage_latents = np.zeros((0, len(self.allowed)), dtype=np.float32)  # [M, A]
+        self.passage_dense = np.zeros((0, self.dense.shape[1]), dtype=np.float32)  # [M, D]
+        if passages is not None:
+            self.passage_text, self.passage_latents = passages.text, passages.strength
+            weight = self._pooled(self.passage_latents, passages.tokens)
+            self.passage_dense = (passages.mean - self.centre) * weight
+
+    def _pooled(self, strength: Floats, tokens: NDArray[np.int64]) -> Floats:
+        """Turns mean strengths into pooled activations where they lie; returns what a mean direction is worth."""
+        count = np.maximum(tokens, 1).astype(np.float32)[:, None]
+        length = count + np.float32(self.config.prior_tokens)
+        strength *= count / length ** np.float32(self.config.exponent)
+        np.power(strength, np.float32(self.config.power), out=strength)
+        return count / length
+
+    def severest(self, whole: NDArray[np.float64], passages: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`[N]` logits of texts and `[M]` of passages -> the most that each text has, `[N]` (guard.scoring.phase).
+
+        Raises InvalidInput where these are passages of another size.
+        """
+        if len(passages) != len(self.passage_text):
+            raise InvalidInput(
+                f"found logits of {len(passages)} passages, expected {len(self.passage_text)}: run `guard lab fit` anew"
+            )
+        result = whole.copy()
+        count = np.bincount(self.passage_text, minlength=len(whole))[self.passage_text]
+        np.fmax.at(result, self.passage_text, passages - self.config.passage_caution * np.log(count))
+        return result
 
     def _targets(self, domain: str, head: HeadKind) -> NDArray[np.int8]:
         """`[N]`: 1, 0, or -1 where the row's source cannot tell."""

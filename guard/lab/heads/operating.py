@@ -40,7 +40,7 @@ class Operating(BaseModel):
 def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> list[Operating]:
     result = []
     for head, finished in zip(HEADS, heads, strict=True):
-        y, logits = design.targets[head], mixed(kept, head, finished.probe_share)
+        y, logits = design.targets[head], mixed(design, kept, head, finished.probe_share)
         seen = ~np.isnan(logits) & (y >= 0) & design.usable & ~design.weak
         weights = source_weights(design, y, seen)
         scores = sigmoid((logits + finished.shift) / finished.section.temperature)

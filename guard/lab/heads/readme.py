@@ -36,6 +36,7 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
             for f in evaluation["detection"]
         ),
         "",
+        *_passage_lines(manifest),
         *_chat_lines(evaluation["detection_in_chats"]),
         *_operating_lines(evaluation["operating"]),
         *(
@@ -56,6 +57,15 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _passage_lines(manifest: Manifest) -> list[str]:
+    size = manifest.pooling.passage_tokens
+    return (
+        [f"Texts of more than {size} tokens are judged by their severest passage too; not by TF-IDF.", ""]
+        if size
+        else []
+    )
 
 
 def _chat_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -119,7 +129,7 @@ def _faithful_lines(found: Mapping[str, Any] | None) -> list[str]:
     return [
         told,
         "",
-        "| tokens deleted: those of the attributions | of the text | flags gone | by as many random tokens |",
+        "| tokens deleted: those of the attributions | of text or passage | flags gone | by as many random tokens |",
         "|---|---|---|---|",
         *rows,
         "",

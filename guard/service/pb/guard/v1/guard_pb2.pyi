@@ -237,7 +237,7 @@ class DomainVerdict(_message.Message):
     def __init__(self, domain: _Optional[str] = ..., action: _Optional[_Union[Action, str]] = ..., heads: _Optional[_Iterable[_Union[HeadScore, _Mapping]]] = ...) -> None: ...
 
 class HeadScore(_message.Message):
-    __slots__ = ("head", "score", "logit", "bias", "rest", "flag_at", "block_at", "explained_share", "attributions")
+    __slots__ = ("head", "score", "logit", "bias", "rest", "flag_at", "block_at", "explained_share", "attributions", "passage")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     LOGIT_FIELD_NUMBER: _ClassVar[int]
@@ -247,6 +247,7 @@ class HeadScore(_message.Message):
     BLOCK_AT_FIELD_NUMBER: _ClassVar[int]
     EXPLAINED_SHARE_FIELD_NUMBER: _ClassVar[int]
     ATTRIBUTIONS_FIELD_NUMBER: _ClassVar[int]
+    PASSAGE_FIELD_NUMBER: _ClassVar[int]
     head: HeadKind
     score: float
     logit: float
@@ -256,7 +257,22 @@ class HeadScore(_message.Message):
     block_at: float
     explained_share: float
     attributions: _containers.RepeatedCompositeFieldContainer[Attribution]
-    def __init__(self, head: _Optional[_Union[HeadKind, str]] = ..., score: _Optional[float] = ..., logit: _Optional[float] = ..., bias: _Optional[float] = ..., rest: _Optional[float] = ..., flag_at: _Optional[float] = ..., block_at: _Optional[float] = ..., explained_share: _Optional[float] = ..., attributions: _Optional[_Iterable[_Union[Attribution, _Mapping]]] = ...) -> None: ...
+    passage: Passage
+    def __init__(self, head: _Optional[_Union[HeadKind, str]] = ..., score: _Optional[float] = ..., logit: _Optional[float] = ..., bias: _Optional[float] = ..., rest: _Optional[float] = ..., flag_at: _Optional[float] = ..., block_at: _Optional[float] = ..., explained_share: _Optional[float] = ..., attributions: _Optional[_Iterable[_Union[Attribution, _Mapping]]] = ..., passage: _Optional[_Union[Passage, _Mapping]] = ...) -> None: ...
+
+class Passage(_message.Message):
+    __slots__ = ("start", "end", "message", "end_message", "tokens")
+    START_FIELD_NUMBER: _ClassVar[int]
+    END_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    END_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    end: int
+    message: int
+    end_message: int
+    tokens: int
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., message: _Optional[int] = ..., end_message: _Optional[int] = ..., tokens: _Optional[int] = ...) -> None: ...
 
 class Attribution(_message.Message):
     __slots__ = ("latent", "name", "tags", "contribution", "share", "peak_activation", "spans", "explanation_score")
