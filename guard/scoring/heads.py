@@ -62,7 +62,7 @@ class HeadSet:
     ) -> None:
         self._pack = pack
         self._heads = pack.manifest.heads
-        self._thresholds = thresholds
+        self._thresholds = [thresholds[head.name] for head in self._heads]
         self._decide = decide
         self._lines = [
             _Line(
@@ -70,7 +70,7 @@ class HeadSet:
             )
             for line, name in zip(pack.latents, names, strict=True)
         ]
-        self._named = np.array([bool(name) for name in names], dtype=bool)  # [K]
+        self._named: Floats = np.array([bool(name) for name in names], dtype=np.float64)  # [K] 1 or 0
         self._gate = Gate(
             np.concatenate([p.threshold for p in pack.hook_points]).astype(np.float64),
             np.concatenate([p.scale for p in pack.hook_points]).astype(np.float64),
@@ -90,7 +90,10 @@ class HeadSet:
     def new_state(self) -> PhaseState:
         pooling, probes = self._pack.manifest.pooling, self._probe_weights.shape[1]
         return PhaseState(
-            lambda begin: Pool(self._gate, probes, pooling, begin), pooling.passage_tokens, self._caution, self.logits
+            lambda begin: Pool.empty(self._gate, probes, pooling, begin),
+            pooling.passage_tokens,
+            self._caution,
+            self.logits,
         )
 
     def verdicts(self, state: PhaseState, domains: Sequence[str], attributions: int) -> tuple[DomainVerdict, ...]:
@@ -111,12 +114,12 @@ class HeadSet:
         self, pool: Pool, heads: list[int], biases: Floats, attributions: int, passage: Passage | None
     ) -> list[HeadScore]:
         fired = np.flatnonzero(pool.sums)  # [F]
-        latent_parts = self._weights[heads][:, fired] * pool.pooled()[fired]  # [H, F]
+        latent_parts = self._weights[heads].take(fired, axis=1) * pool.pooled()[fired]  # [H, F]
         probe_parts = self._probe_weights[heads] @ pool.pooled_probes()  # [H]
         size = np.abs(latent_parts)
         mass = size.sum(axis=1) + np.abs(probe_parts)
         logits = (biases[heads] + latent_parts.sum(axis=1) + probe_parts).tolist()
-        named = (size[:, self._named[fired]].sum(axis=1) / np.where(mass > 0, mass, 1.0)).tolist()
+        named = (np.vecdot(size, self._named[fired]) / np.where(mass > 0, mass, 1.0)).tolist()
         shown = self._shown(pool, fired, latent_parts, mass, attributions)
         result = []
         for row, i in enumerate(heads):
@@ -125,7 +128,7 @@ class HeadSet:
                 part = float(probe_parts[row])
                 share = abs(part) / float(mass[row]) if mass[row] else 0.0
                 own.append(Attribution(None, "dense probe", (), part, share, 0.0, ()))
-            flag_at, block_at = self._thresholds[self._heads[i].name]
+            flag_at, block_at = self._thresholds[i]
             bias = float(biases[i])
             result.append(
                 HeadScore(
@@ -169,7 +172,7 @@ class HeadSet:
         result: list[dict[str, Action]] = [{} for _ in states]
         for index in np.flatnonzero((scores >= self._least).any(axis=1)):
             for domain, heads in self._of_domain.items():
-                said = [(float(scores[index, i]), self._thresholds[self._heads[i].name]) for i in heads]
+                said = [(float(scores[index, i]), self._thresholds[i]) for i in heads]
                 action = self._decide(said)
                 if action is not Action.ALLOW:
                     result[index][domain] = action

@@ -15,10 +15,11 @@ from guard.scoring.pooling import Floats, Hits, Ints, Pool
 
 
 class PhaseState:
-    """The whole, two passages under way, and of those that have ended the severest for each head.
+    """The whole, its last two halves of a passage, and of the passages that have ended the severest for each head.
 
     Passages are `passage_tokens` tokens long and overlap by half; the last is as long as it is. Where they are cut
-    depends on nothing but the number of tokens, so that a stream comes to what its whole text comes to.
+    depends on nothing but the number of tokens, so that a stream comes to what its whole text comes to. Each token is
+    added to one half; what the whole and the passages come to is the sum of their halves.
     """
 
     def __init__(
@@ -32,61 +33,72 @@ class PhaseState:
 
         With `passage_tokens` 0 there are no passages.
         """
-        self.whole = new_pool(0)
+        self.finite = True
         self._new_pool, self._caution, self._logits = new_pool, caution, logits
         self._half = passage_tokens // 2
-        self._under_way: list[Pool] = []  # the older first; each began half a passage after the one before
-        self._ended: list[Pool] = []  # [H] the severest, once one has ended
+        self._current = new_pool(0)  # the half under way
+        self._before: Pool | None = None  # the half before it
+        self._past: Pool | None = None  # all before it
+        self._whole: Pool | None = None  # once it has been asked for
+        self._ended: list[Pool] = []  # [H] the severest passage, once one has ended
         self._most: Floats | None = None  # [H] their logits
 
     @property
-    def finite(self) -> bool:
-        return self.whole.finite
-
-    @finite.setter
-    def finite(self, value: bool) -> None:
-        self.whole.finite = value
+    def whole(self) -> Pool:
+        if self._whole is None:
+            self._whole = self._past.joined(self._current) if self._past else self._current
+        return self._whole
 
     @property
     def tokens(self) -> int:
-        return self.whole.tokens
+        return self._current.begin + self._current.tokens
 
     def add(self, hits: Hits, where: Ints) -> None:
         """`where [T, 3]`: start, end and message of each token of the run.
 
         A value that is not finite ends the scoring.
         """
-        begin = self.whole.tokens
-        self.whole.add(hits, where)
-        if not self._half or not self.finite or not hits.tokens:
+        if not self.finite or not hits.tokens:
             return
-        ends = [*range(self._half - begin % self._half, hits.tokens, self._half), hits.tokens]
+        self._whole = None
+        ends = [hits.tokens]
+        if self._half:
+            ends = [*range(self._half - self._current.tokens, hits.tokens, self._half), hits.tokens]
+        ended: list[Pool] = []
         parts = hits.slices(ends) if len(ends) > 1 else [hits]
         for (low, high), part in zip(pairwise([0, *ends]), parts, strict=True):
-            self._add(begin + low, part, where[low:high])
+            self._current.add(part, where[low:high])
+            if not self._current.finite:
+                self.finite = False
+                return
+            if self._current.tokens == self._half:
+                ended += self._turn()
+        if ended:
+            self._judge(ended)
 
-    def _add(self, begin: int, hits: Hits, where: Ints) -> None:
-        """A run that ends at half a passage at the latest."""
-        if begin % self._half == 0:
-            self._under_way.append(self._new_pool(begin))
-        for pool in self._under_way:
-            pool.add(hits, where)
-        if self._under_way[0].tokens == 2 * self._half:
-            self._end(self._under_way.pop(0))
+    def _turn(self) -> list[Pool]:
+        """Begins the next half; returns the passage that ends, where one does."""
+        half = self._current
+        half.let_go()
+        ended = [self._before.joined(half)] if self._before else []
+        self._past = self._past.joined(half) if self._past else half
+        self._past.trim()
+        self._before, self._current = half, self._new_pool(self.tokens)
+        return ended
 
-    def _end(self, passage: Pool) -> None:
-        passage.settle()
-        logits = self._logits([passage])[0]
-        if self._most is None:
-            self._most, self._ended = logits, [passage] * len(logits)
-        for head in np.flatnonzero(logits > self._most):
-            self._ended[head] = passage
-        self._most = np.maximum(self._most, logits)
+    def _judge(self, passages: Sequence[Pool]) -> None:
+        for passage, logits in zip(passages, self._logits(passages), strict=True):
+            if self._most is None:
+                self._most, self._ended = logits, [passage] * len(logits)
+            for head in np.flatnonzero(logits > self._most):
+                self._ended[head] = passage
+            self._most = np.maximum(self._most, logits)
 
     def unsettled(self) -> list[Pool]:
         """What more tokens change: the whole, and its last passage where that has not ended."""
-        last = self._under_way[:1] if self._most is not None and len(self._under_way) == 2 else []
-        return [self.whole, *last]
+        if self._most is None or self._before is None or not self._current.tokens:
+            return [self.whole]
+        return [self.whole, self._before.joined(self._current)]
 
     def held_back(self) -> Floats:
         """`[H]`: by how much a passage's logits are."""
@@ -98,7 +110,7 @@ class PhaseState:
         whole: Floats = logits[0]
         if self._most is None:
             return whole
-        passages: Floats = np.vstack([logits[1:], self._most]).max(axis=0)
+        passages = np.maximum(logits[1], self._most) if len(logits) > 1 else self._most
         result: Floats = np.maximum(whole, passages - self.held_back())
         return result
 

@@ -10,7 +10,8 @@ latents and of tokens.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 SPANS_KEPT = 8  # tokens remembered for each latent, the strongest ones
-_UNSORTED = 2048  # hits that may wait to be sorted in among the strongest ones: sorting at every token costs most of it
+_ROOM = 4096  # hits kept beside them before the weak ones go: to look for those at every token costs most of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,26 +84,45 @@ class Spans:
     message: list[int]
 
 
+class _Kept(NamedTuple):
+    """Hits that are remembered, and where their tokens stand."""
+
+    row: Ints  # [N]
+    strength: Floats  # [N]
+    where: NDArray[np.int32]  # [N, 3] start, end, message
+
+    @staticmethod
+    def joined(parts: "Sequence[_Kept]") -> "_Kept":
+        """Copies them, so that nothing holds on to the runs that they came in."""
+        none = _Kept(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 3), dtype=np.int32))
+        return _Kept(*map(np.concatenate, zip(*(parts or [none]), strict=True)))
+
+    def of(self, chosen: NDArray[np.bool_] | Ints) -> "_Kept":
+        return _Kept(self.row[chosen], self.strength[chosen], self.where[chosen])
+
+
+@dataclass(slots=True, eq=False)
 class Pool:
     """Sums over a run of tokens, and the strongest hits of each latent."""
 
-    def __init__(self, gate: Gate, probes: int, pooling: PoolingSection, begin: int = 0) -> None:
-        self._gate = gate
-        self._pooling = pooling
-        self.begin = begin  # in tokens of the phase
-        self.tokens = 0
-        self.first: Ints = np.zeros(3, dtype=np.int64)  # where the run's first token stands: start, end, message
-        self.last: Ints = self.first
-        self.finite = True
-        self.sums = np.zeros(len(gate.scale))  # [K]
-        self.peak = np.zeros(len(gate.scale))  # [K] in units of scale
-        self.probe_sums = np.zeros(probes)  # [P]
-        # the strongest hits: row, strength, and where the token stands
-        self._kept_row: Ints = np.zeros(0, dtype=np.int64)
-        self._kept_strength: Floats = np.zeros(0)
-        self._kept_where: NDArray[np.int32] = np.zeros((0, 3), dtype=np.int32)  # start, end, message
-        self._unsorted: list[tuple[Ints, Floats, NDArray[np.int32]]] = []
-        self._unsorted_hits = 0
+    gate: Gate
+    pooling: PoolingSection
+    begin: int  # in tokens of the phase
+    sums: Floats  # [K]
+    peak: Floats  # [K] in units of scale
+    probe_sums: Floats  # [P]
+    tokens: int = 0
+    first: Ints = field(default_factory=lambda: np.zeros(3, dtype=np.int64))  # where the first token stands
+    last: Ints = field(default_factory=lambda: np.zeros(3, dtype=np.int64))
+    finite: bool = True
+    hits_kept: int = 0
+    kept: list[_Kept] = field(default_factory=list)
+    _room: int = _ROOM
+
+    @staticmethod
+    def empty(gate: Gate, probes: int, pooling: PoolingSection, begin: int = 0) -> "Pool":
+        latents = len(gate.scale)
+        return Pool(gate, pooling, begin, np.zeros(latents), np.zeros(latents), np.zeros(probes))
 
     def add(self, hits: Hits, where: Ints) -> None:
         """`where [T, 3]`: start, end and message of each token of the run.
@@ -121,51 +141,70 @@ class Pool:
         self.probe_sums += probes
         if not len(hits.row):
             return
-        row, strengths = hits.row, self._gate(hits.row, hits.value)
-        relative = hits.value / self._gate.scale[row]
+        row, strengths = hits.row, self.gate(hits.row, hits.value)
+        relative = hits.value / self.gate.scale[row]
         if hits.tokens == 1:  # no row twice
             self.sums[row] += strengths
             self.peak[row] = np.maximum(self.peak[row], relative)
         else:
             np.add.at(self.sums, row, strengths)
             np.maximum.at(self.peak, row, relative)
-        self._unsorted.append((row, strengths, where[hits.token].astype(np.int32)))
-        self._unsorted_hits += len(row)
-        if self._unsorted_hits > _UNSORTED:
-            self.settle()
+        self.kept.append(_Kept(row, strengths, where[hits.token].astype(np.int32)))
+        self.hits_kept += len(row)
+        self.trim()
 
-    def settle(self) -> None:
-        """Sorts in the hits that wait for it, which hold on to the runs that they came in."""
-        if not self._unsorted:
-            return
-        parts = zip((self._kept_row, self._kept_strength, self._kept_where), *self._unsorted, strict=True)
-        row, strengths, places = (np.concatenate(part) for part in parts)
-        self._unsorted, self._unsorted_hits = [], 0
-        order = np.argsort(-strengths, kind="stable")  # by row, the strongest first; earlier tokens win ties
-        narrow = row[order].astype(np.min_scalar_type(len(self.sums)))  # numpy sorts 16 bits in linear time
-        order = order[np.argsort(narrow, kind="stable")]
-        by_row = row[order]
+    def joined(self, after: "Pool") -> "Pool":
+        """The run of this one and of one that begins where it ends; neither changes."""
+        if not after.tokens:
+            return self
+        return Pool(
+            self.gate,
+            self.pooling,
+            self.begin,
+            self.sums + after.sums,
+            np.maximum(self.peak, after.peak),
+            self.probe_sums + after.probe_sums,
+            self.tokens + after.tokens,
+            self.first,
+            after.last,
+            kept=self.kept + after.kept,
+            hits_kept=self.hits_kept + after.hits_kept,
+            _room=self._room,
+        )
+
+    def let_go(self) -> None:
+        """What is kept holds on to the runs that it came in, which may be longer than this one: no more."""
+        self.kept = [_Kept.joined(self.kept)]
+
+    def trim(self) -> None:
+        """Keeps the strongest hits of each latent where there are many."""
+        if self.hits_kept > self._room:
+            self.kept = [self._strongest(_Kept.joined(self.kept))]
+            self.hits_kept = len(self.kept[0].row)
+            self._room = self.hits_kept + _ROOM
+
+    def _strongest(self, kept: _Kept) -> _Kept:
+        """Those of each latent, by latent; of two alike the earlier one."""
+        # One number says it all, so that one plain sort does: latent, weakness, place.
+        places = len(kept.row).bit_length()
+        bits = min(62 - len(self.sums).bit_length() - places, 52)
+        weakness = ((1.0 - kept.strength) * (1 << bits)).astype(np.int64)
+        order = np.argsort((((kept.row << (bits + 1)) + weakness) << places) + np.arange(len(kept.row)))
+        by_row = kept.row[order]
         late = by_row[SPANS_KEPT:] == by_row[:-SPANS_KEPT]  # as many of the same row stand before it
-        kept = order[np.concatenate([np.ones(len(order) - len(late), dtype=bool), ~late])]
-        self._kept_row, self._kept_strength, self._kept_where = row[kept], strengths[kept], places[kept]
-
-    @property
-    def kept_row(self) -> Ints:
-        """Rows of the strongest hits, in their order."""
-        self.settle()
-        return self._kept_row
+        return kept.of(order[np.concatenate([np.ones(len(order) - len(late), dtype=bool), ~late])])
 
     @property
     def length(self) -> float:
-        return max(self.tokens + self._pooling.prior_tokens, 1.0)
+        return max(self.tokens + self.pooling.prior_tokens, 1.0)
 
     @property
     def divisor(self) -> float:
-        return float(self.length**self._pooling.exponent)
+        return float(self.length**self.pooling.exponent)
 
     def pooled(self) -> Floats:
         """`[K]`."""
-        result: Floats = (self.sums / self.divisor) ** self._pooling.power
+        result: Floats = (self.sums / self.divisor) ** self.pooling.power
         return result
 
     def pooled_per_unit(self) -> Floats:
@@ -179,9 +218,10 @@ class Pool:
 
     def spans(self, rows: Ints) -> Spans:
         """The strongest hits of these latents, those of one in the order of the text."""
-        self.settle()
-        mine = np.isin(self._kept_row, rows)
-        row, strength, where = self._kept_row[mine], self._kept_strength[mine], self._kept_where[mine]
+        wanted = np.zeros(len(self.sums), dtype=bool)
+        wanted[rows] = True
+        kept = _Kept.joined(self.kept)
+        row, strength, where = self._strongest(kept.of(wanted[kept.row]))
         start, end, message = where.T
         order = np.lexsort((start, message, row))
         return Spans(

@@ -32,7 +32,7 @@ def stream_state(rows, scale, x, chosen):
     """What `guard.scoring` makes of the reference encoder's hits: `x [hook points, T, D]`, tokens of one stream."""
     encoded = [ReferenceEncoder()(part[chosen], own) for part, own in zip(x, rows, strict=True)]
     gate = Gate(torch.cat([r.threshold for r in rows]).double().numpy(), torch.cat(scale).double().numpy())
-    state = Pool(gate, sum(len(r.probe_rows) for r in rows), PoolingSection(exponent=1.0))
+    state = Pool.empty(gate, sum(len(r.probe_rows) for r in rows), PoolingSection(exponent=1.0))
     offsets = np.cumsum([0, *(len(r.enc_rows) for r in rows)])
     hits = Hits(
         token=np.concatenate([e.token.numpy() for e in encoded]),

@@ -50,7 +50,7 @@ def as_scored(texts, sae, scale, rows, text):
         return np.zeros((len(pools), 1))
 
     pooling = PoolingSection(exponent=1.0)
-    state = PhaseState(lambda begin: Pool(gate, x.shape[1], pooling, begin), SIZE, np.zeros(1), logits)
+    state = PhaseState(lambda begin: Pool.empty(gate, x.shape[1], pooling, begin), SIZE, np.zeros(1), logits)
     state.add(hits, np.zeros((len(x), 3), dtype=np.int64))
     state.severest()
     return [seen[key] for key in sorted(seen)] if len(x) > SIZE else []
