@@ -9,7 +9,7 @@ import torch
 from benchmarks.figures import Report, interleaved
 from benchmarks.given import assessing, furthest, on_worker, text_of
 from guard.assessor import Assessor
-from guard.reader.model import TorchReader
+from guard.reader.model import LaidOut, TorchReader
 from guard.records import CheckInput, Verdict
 
 TOKENS = 128
@@ -68,15 +68,16 @@ def _figures(
 
 def products(reader: TorchReader, tokens: int) -> Callable[[], object]:
     """The reader's own weights times inputs of its own shapes, and nothing between them."""
-    weights = [m.weight for m in reader._body.layers.modules() if isinstance(m, torch.nn.Linear)]  # noqa: SLF001 - its own shapes
+    own = reader._body.layers.modules()  # noqa: SLF001 - its own shapes
+    layers = [module for module in own if isinstance(module, LaidOut | torch.nn.Linear)]
     inputs: dict[int, torch.Tensor] = {}
 
     @torch.inference_mode()
     def multiply() -> None:
-        for weight in weights:
-            if weight.shape[1] not in inputs:  # made on the thread that multiplies, see given.Shared
-                inputs[weight.shape[1]] = torch.randn(1, tokens, weight.shape[1]).to(weight.dtype)
-            torch.nn.functional.linear(inputs[weight.shape[1]], weight)
+        for layer in layers:
+            if layer.in_features not in inputs:  # made on the thread that multiplies, see given.Shared
+                inputs[layer.in_features] = torch.randn(1, tokens, layer.in_features).to(reader.dtype)
+            layer(inputs[layer.in_features])
 
     return multiply
 

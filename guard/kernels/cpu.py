@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from guard import onednn
 from guard.errors import ConfigError
 from guard.kernels.contract import Encoded, EncodeRows, check_shape, not_finite
 
@@ -53,8 +54,7 @@ class CpuEncoder:
             square = squares(taken if self.dtype == torch.float32 else part)  # [block]
             if not np.isfinite(square).all():
                 return not_finite(x, rows)
-            pre = table.multiply(_stepped(taken))  # [block, K + P] float32, or a bfloat16's bits as int16
-            pre = pre[: len(part)]
+            pre = table.multiply(taken)  # [block, K + P] float32, or a bfloat16's bits as int16
             cell = table.fired(pre).ravel().nonzero()[0]
             cells.append(cell + start * width)
             values.append(wide(pre.ravel()[cell]))
@@ -92,12 +92,12 @@ class Table:
     @classmethod
     def of(cls, rows: EncodeRows, dtype: torch.dtype) -> "Table":
         table = torch.cat([rows.enc_rows, rows.probe_rows]).to(dtype)
-        packed = torch.backends.mkldnn.is_available() and table.numel() > 0
+        packed = onednn.can_lay_out(dtype) and table.numel() > 0
         folded = dtype != torch.float32
         bias = rows.bias.double() - rows.threshold.double() if folded else rows.bias
         probes = torch.zeros(len(rows.probe_rows))
         return cls(
-            rows=torch.ops.mkldnn._reorder_linear_weight(table) if packed else table,  # noqa: SLF001 - torch.compile's
+            rows=onednn.lay_out(table) if packed else table,
             bias=torch.cat([bias.float(), probes]),
             threshold=torch.cat([rows.threshold, probes + torch.inf]).numpy(),
             probe_bias=rows.probe_bias.numpy(),
@@ -113,8 +113,7 @@ class Table:
     def multiply(self, x: Tensor) -> np.ndarray:
         """`[T, K + P]` of `x [T, d_model]` in the dtype of the table; bfloat16 as the int16 of its bits."""
         if self.packed:
-            multiply = torch.ops.mkldnn._linear_pointwise.default  # noqa: SLF001 - what torch.compile makes of a product
-            product: Tensor = multiply(x, self.rows, self.bias, "none", [], "")
+            product = onednn.product(x, self.rows, self.bias)
         else:
             product = torch.addmm(self.bias.to(x.dtype), x, self.rows.T)
         array: np.ndarray = (product.view(torch.int16) if self.folded else product).numpy()
@@ -132,17 +131,8 @@ _NAMES = {torch.float32: "cpu", torch.bfloat16: "cpu-bf16"}
 
 def _multiplies_bf16() -> bool:
     has = torch.cpu.get_capabilities()
-    return (
-        torch.backends.mkldnn.is_available()
-        and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-        and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - oneDNN may be kept from using them
-    )
-
-
-def _stepped(x: Tensor) -> Tensor:
-    """`x [T, d_model]` with zeros behind, up to the next of few sizes: oneDNN keeps half a megabyte for each."""
-    more = 0 if len(x) <= _STEP else -len(x) % _STEP
-    return torch.nn.functional.pad(x, (0, 0, 0, more)) if more else x
+    instructions = bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return instructions and onednn.can_lay_out(torch.bfloat16)
 
 
 def squares(x: Tensor) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from guard import onednn
 from guard.errors import ConfigError, WeightsError
 from guard.reader.stream import ATTENTION, STEPS, Stream, steps_of
 
@@ -76,6 +77,10 @@ class TorchReader:
         self._seen: Activations = {}
         self._model = model.eval().to(self.device)
         self._body: Any = model.base_model  # without the unembedding, which no hook point needs
+        parameters = self._body.named_parameters()
+        self._multiplied: int = sum(p.numel() for name, p in parameters if "layers." in name and p.dim() == 2)
+        if self.device.type == "cpu" and onednn.can_lay_out(dtype):
+            _lay_out(self._body)
         for point in hook_points:
             try:
                 module = model.get_submodule(point)
@@ -85,8 +90,7 @@ class TorchReader:
 
     def flops_per_token(self) -> int:
         """Multiply-adds of the kept layers' weight matrices, times two; attention scores not counted."""
-        kept: int = sum(p.numel() for name, p in self._body.named_parameters() if "layers." in name and p.dim() == 2)
-        return 2 * kept
+        return 2 * self._multiplied
 
     @torch.inference_mode()
     def read(self, sequences: Sequence[Sequence[int]]) -> list[Activations]:
@@ -133,6 +137,32 @@ class TorchReader:
             self._seen[point] = output[0] if isinstance(output, tuple) else output  # [B, T, d_model]
 
         return hook
+
+
+class LaidOut(torch.nn.Module):
+    """A linear layer whose weight is laid out once (`guard.onednn`)."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.laid_out = onednn.lay_out(linear.weight.detach())
+        self.bias = linear.bias
+
+    @property
+    def weight(self) -> Tensor:
+        """`[out, in]`, as some models look at it."""
+        return self.laid_out.to_dense()
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.reshape(-1, self.in_features)
+        return onednn.product(rows, self.laid_out, self.bias).view(*x.shape[:-1], self.out_features)
+
+
+def _lay_out(body: torch.nn.Module) -> None:
+    for parent in list(body.modules()):
+        for name, module in list(parent.named_children()):
+            if type(module) is torch.nn.Linear:  # what is made of it may multiply otherwise
+                setattr(parent, name, LaidOut(module))
 
 
 @contextmanager
