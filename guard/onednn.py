@@ -6,8 +6,6 @@ That costs most in float32, and where rows are few (docs/decisions/0008).
 import torch
 from torch import Tensor
 
-_STEP = 16  # rows
-
 
 def can_lay_out(dtype: torch.dtype) -> bool:
     """Whether this machine's oneDNN multiplies in `dtype`."""
@@ -34,8 +32,6 @@ def product(x: Tensor, laid_out: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def padded(rows: int) -> int:
-    """The next of few sizes, at most an eighth more: for each that it meets oneDNN keeps up to a megabyte a weight."""
-    step = _STEP if rows > _STEP else 1
-    while rows > 16 * step:
-        step *= 2
+    """The next of few sizes, a sixteenth more at most: oneDNN keeps what it makes for each, by shape of weight."""
+    step = 1 << max(0, rows.bit_length() - 5)
     return -(-rows // step) * step

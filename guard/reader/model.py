@@ -1,10 +1,11 @@
 """The torch reader: runs a Hugging Face model as deep as the deepest hook point and hands out what it saw there."""
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -79,7 +80,8 @@ class TorchReader:
         self._body: Any = model.base_model  # without the unembedding, which no hook point needs
         parameters = self._body.named_parameters()
         self._multiplied: int = sum(p.numel() for name, p in parameters if "layers." in name and p.dim() == 2)
-        if self.device.type == "cpu" and onednn.can_lay_out(dtype):
+        self._laid_out = self.device.type == "cpu" and onednn.can_lay_out(dtype)
+        if self._laid_out:
             _lay_out(self._body)
         for point in hook_points:
             try:
@@ -96,7 +98,10 @@ class TorchReader:
     def read(self, sequences: Sequence[Sequence[int]]) -> list[Activations]:
         """Reads whole sequences in one batch. Each result holds `[len(sequence), d_model]` a hook point."""
         lengths = [len(ids) for ids in sequences]
-        ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
+        width = max(lengths)
+        if len(sequences) == 1 and self._laid_out and onednn.padded(width) <= (self.positions or math.inf):
+            width = onednn.padded(width)  # else every layer would pad its own input
+        ids = torch.zeros(len(sequences), width, dtype=torch.long)
         for row, sequence in enumerate(sequences):
             ids[row, : len(sequence)] = torch.as_tensor(sequence)
         # Padding stands to the right, and attention is causal: no real token sees it, so no mask is needed.
@@ -140,7 +145,7 @@ class TorchReader:
 
 
 class LaidOut(torch.nn.Module):
-    """A linear layer whose weight is laid out once (`guard.onednn`)."""
+    """A linear layer whose weight is laid out once (`guard.onednn`); for reading only."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -150,7 +155,7 @@ class LaidOut(torch.nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """`[out, in]`, as some models look at it."""
+        """`[out, in]`, made anew each time: some models look at it."""
         return self.laid_out.to_dense()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,10 +164,24 @@ class LaidOut(torch.nn.Module):
 
 
 def _lay_out(body: torch.nn.Module) -> None:
-    for parent in list(body.modules()):
+    """Layer by layer, so that no more than one weight is held twice."""
+    parents = [module for module in body.modules() if not isinstance(module, torch.nn.Linear)]
+    for parent in parents:
         for name, module in list(parent.named_children()):
-            if type(module) is torch.nn.Linear:  # what is made of it may multiply otherwise
+            if _is_plain(module):
                 setattr(parent, name, LaidOut(module))
+
+
+def _is_plain(module: torch.nn.Module) -> TypeGuard[torch.nn.Linear]:
+    """Whether it multiplies as `Linear` does: quantised weights, and what somebody put around one, are left alone."""
+    return (
+        type(module) is torch.nn.Linear
+        and type(module.weight) is torch.nn.Parameter
+        and onednn.can_lay_out(module.weight.dtype)
+        and "forward" not in vars(module)
+        and not module._forward_pre_hooks  # noqa: SLF001 - torch tells of them nowhere else
+        and not module._forward_hooks  # noqa: SLF001
+    )
 
 
 @contextmanager

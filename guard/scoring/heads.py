@@ -119,7 +119,7 @@ class HeadSet:
         size = np.abs(latent_parts)
         mass = size.sum(axis=1) + np.abs(probe_parts)
         logits = (biases[heads] + latent_parts.sum(axis=1) + probe_parts).tolist()
-        named = (np.vecdot(size, self._named[fired]) / np.where(mass > 0, mass, 1.0)).tolist()
+        named = np.minimum(np.vecdot(size, self._named[fired]) / np.where(mass > 0, mass, 1.0), 1.0).tolist()
         shown = self._shown(pool, fired, latent_parts, mass, attributions)
         result = []
         for row, i in enumerate(heads):

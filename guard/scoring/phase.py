@@ -15,7 +15,7 @@ from guard.scoring.pooling import Floats, Hits, Ints, Pool
 
 
 class PhaseState:
-    """The whole, its last two halves of a passage, and of the passages that have ended the severest for each head.
+    """The whole, the half of a passage under way and the one before, and by head the severest passage that has ended.
 
     Passages are `passage_tokens` tokens long and overlap by half; the last is as long as it is. Where they are cut
     depends on nothing but the number of tokens, so that a stream comes to what its whole text comes to. Each token is
@@ -37,8 +37,8 @@ class PhaseState:
         self._new_pool, self._caution, self._logits = new_pool, caution, logits
         self._half = passage_tokens // 2
         self._current = new_pool(0)  # the half under way
-        self._before: Pool | None = None  # the half before it
-        self._past: Pool | None = None  # all before it
+        self._before: Pool | None = None  # the half before that one
+        self._past: Pool | None = None  # all before the half under way
         self._whole: Pool | None = None  # once it has been asked for
         self._ended: list[Pool] = []  # [H] the severest passage, once one has ended
         self._most: Floats | None = None  # [H] their logits
@@ -79,7 +79,7 @@ class PhaseState:
     def _turn(self) -> list[Pool]:
         """Begins the next half; returns the passage that ends, where one does."""
         half = self._current
-        half.let_go()
+        half.gather()
         ended = [self._before.joined(half)] if self._before else []
         self._past = self._past.joined(half) if self._past else half
         self._past.trim()

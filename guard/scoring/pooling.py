@@ -21,8 +21,9 @@ from guard.pack.manifest import PoolingSection
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
-SPANS_KEPT = 8  # tokens remembered for each latent, the strongest ones
-_ROOM = 4096  # hits kept beside them before the weak ones go: to look for those at every token costs most of it
+SPANS_KEPT = 8  # tokens told of each latent, the strongest ones
+_ROOM = 4096  # hits kept beside them before the weak ones go: to look for the strongest at every token costs too much
+_PARTS = 64  # in which they may lie
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,6 @@ class _Kept(NamedTuple):
 
     @staticmethod
     def joined(parts: "Sequence[_Kept]") -> "_Kept":
-        """Copies them, so that nothing holds on to the runs that they came in."""
         none = _Kept(np.zeros(0, dtype=np.int64), np.zeros(0), np.zeros((0, 3), dtype=np.int32))
         return _Kept(*map(np.concatenate, zip(*(parts or [none]), strict=True)))
 
@@ -116,7 +116,7 @@ class Pool:
     last: Ints = field(default_factory=lambda: np.zeros(3, dtype=np.int64))
     finite: bool = True
     hits_kept: int = 0
-    kept: list[_Kept] = field(default_factory=list)
+    kept: list[_Kept] = field(default_factory=list)  # in parts; the strongest hits and more
     _room: int = _ROOM
 
     @staticmethod
@@ -149,7 +149,8 @@ class Pool:
         else:
             np.add.at(self.sums, row, strengths)
             np.maximum.at(self.peak, row, relative)
-        self.kept.append(_Kept(row, strengths, where[hits.token].astype(np.int32)))
+        # A copy: the rows may be a slice of a long run's.
+        self.kept.append(_Kept(row.copy(), strengths, where[hits.token].astype(np.int32)))
         self.hits_kept += len(row)
         self.trim()
 
@@ -167,21 +168,24 @@ class Pool:
             self.tokens + after.tokens,
             self.first,
             after.last,
+            self.finite and after.finite,
             kept=self.kept + after.kept,
             hits_kept=self.hits_kept + after.hits_kept,
             _room=self._room,
         )
 
-    def let_go(self) -> None:
-        """What is kept holds on to the runs that it came in, which may be longer than this one: no more."""
-        self.kept = [_Kept.joined(self.kept)]
-
     def trim(self) -> None:
-        """Keeps the strongest hits of each latent where there are many."""
+        """Keeps the strongest hits of each latent where there are many, and few parts."""
         if self.hits_kept > self._room:
             self.kept = [self._strongest(_Kept.joined(self.kept))]
             self.hits_kept = len(self.kept[0].row)
             self._room = self.hits_kept + _ROOM
+        elif len(self.kept) > _PARTS:
+            self.gather()
+
+    def gather(self) -> None:
+        """Puts what is kept into one part."""
+        self.kept = [_Kept.joined(self.kept)] if self.hits_kept else []
 
     def _strongest(self, kept: _Kept) -> _Kept:
         """Those of each latent, by latent; of two alike the earlier one."""

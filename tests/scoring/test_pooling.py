@@ -52,8 +52,30 @@ def test_state_stays_small_however_long_the_stream():
         hits, where = some_hits(100, 5, seed)
         state.add(hits, where)
     assert state.tokens == 4000
-    assert state.hits_kept < 6000  # of 12,000
+    assert sum(len(part.row) for part in state.kept) < 4500  # of some 9,000
     assert len(state.spans(np.arange(5)).row) == 5 * SPANS_KEPT
+
+
+def test_the_strongest_hits_of_each_latent_are_told_and_of_two_alike_the_earlier():
+    rng = np.random.default_rng(3)
+    tokens = 6000
+    hits = Hits(
+        np.arange(tokens), rng.integers(0, 3, tokens), rng.choice([0.6, 1.0, 2.0, 9.0], tokens), np.zeros((tokens, 1))
+    )
+    hits = Hits(hits.token, hits.row, np.where(rng.random(tokens) < 0.003, hits.value, 0.6), hits.probe)
+    where = np.stack([np.arange(tokens), np.arange(tokens) + 1, np.zeros(tokens, int)], axis=1)
+    streamed, joined = fresh(3, 1), fresh(3, 1)
+    for begin, end in pairwise([*range(0, tokens, 50), tokens]):
+        streamed.add(part(hits, begin, end), where[begin:end])
+        after = fresh(3, 1)
+        after.add(part(hits, begin, end), where[begin:end])
+        joined = joined.joined(after)
+        joined.trim()
+    for row in range(3):
+        mine = np.flatnonzero(hits.row == row)
+        best = mine[np.argsort(-np.minimum((hits.value[mine] - 0.5) / 2.0, 1.0), kind="stable")][:SPANS_KEPT]
+        assert streamed.spans(np.array([row])).start == sorted(best)
+        assert joined.spans(np.array([row])).start == sorted(best)
 
 
 def test_pooled_values_worked_out_by_hand():
