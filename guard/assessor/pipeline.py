@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -95,7 +96,10 @@ class Pipeline:
         names = tuple(catalogue.name(line) for line in self.pack.latents)
         self.heads = HeadSet(self.pack, chosen, decide.decide, names)
         self.tokenizer = TextTokenizer(folder)
-        started = engine.start(config, folder, self.pack)
+        # On a thread that ends. OpenMP gives each thread that multiplies helpers of its own, for as long as it lives;
+        # once all are more than the cores it lets them sleep between products, and reading takes a tenth longer.
+        with ThreadPoolExecutor(1, "guard-load") as loader:
+            started = loader.submit(engine.start, config, folder, self.pack).result()
         self.reader, self.reader_dtype = started.reader, started.dtype
         self.encode, self.rows = started.encode, started.rows
         self._check_reader(config)
