@@ -46,7 +46,8 @@ class CpuEncoder:
         check_shape(x, rows)
         table, x = self.table(rows), x.detach()
         kept, width = table.latents, table.width
-        size = onednn.padded(max(_STEP, _BLOCK_BYTES // max(1, width * self.dtype.itemsize)) * 15 // 16)
+        most = max(_STEP, _BLOCK_BYTES // max(1, width * self.dtype.itemsize))
+        size = onednn.padded(most * 15 // 16)  # which products take as it is
         cells, values, probes = [], [], []
         for start in range(0, len(x), size):
             part = (x if len(x) <= size else x[start : start + size]).contiguous()

@@ -145,7 +145,7 @@ class TorchReader:
 
 
 class LaidOut(torch.nn.Module):
-    """A linear layer whose weight is laid out once (`guard.onednn`); for reading only."""
+    """A linear layer whose weight is laid out once (`guard.onednn`), `[..., in]` -> `[..., out]`; for reading only."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
