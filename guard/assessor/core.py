@@ -29,17 +29,17 @@ class Assessor:
         self._sessions: set[Session] = set()
         self._lock = threading.Lock()
         self.caches = Caches(config.sessions.cache_bytes)
+        self.observed = Observed(pipeline, config)
         # One thread for the tokens of long texts and of streams' chunks, one that owns the model.
         self.texts = ThreadPoolExecutor(1, "guard-text")
         self.batcher = Batcher(
             pipeline.run,
             queue_size=config.reader.queue_size,
             batch_tokens=config.reader.batch_tokens,
-            idle=self._sweep,
+            tick=self._tick,
         )
         self._warm_up()
         self.observer = observer
-        self.observed = Observed(pipeline, config)
 
     @property
     def observer(self) -> Observer:
@@ -171,12 +171,16 @@ class Assessor:
         self.texts.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
 
+    def _tick(self) -> None:
+        self._sweep()
+        self.observed.sweep()
+
     def _sweep(self) -> None:
         oldest = time.monotonic() - self.config.sessions.idle_seconds
         with self._lock:
-            expired = [s for s in self._sessions if s.last_used < oldest and not s.busy]
-        for session in expired:
-            session.expire()
+            idle = [session for session in self._sessions if session.last_used < oldest]
+        for session in idle:
+            session.expire(oldest)
 
     def forget(self, session: "Session") -> None:
         with self._lock:

@@ -125,8 +125,9 @@ class _Tapped:
         with tap, torch.inference_mode():
             self._model(input_ids=torch.tensor([tokens.ids]), logits_to_keep=1, use_cache=False)
         options, domains = CheckOptions(max_attributions=0, request_id="text"), self._pipeline.pack.domains
-        progress = observed.progress(options, domains, full=True)
-        assert progress is not None  # noqa: S101 - its rows went in just now
+        request = observed.find("text")
+        assert request is not None  # noqa: S101 - its rows went in just now
+        progress = observed.progress(request, options, domains, full=True)
         assert progress.verdict is not None  # noqa: S101 - it was asked for
         cells: _Cells = set()
         for rows in sink.rows:

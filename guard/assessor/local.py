@@ -46,5 +46,6 @@ class LocalSink:
         asked = options or CheckOptions()
         domains = chosen_domains(asked, self._assessor.pack.domains)
         named = CheckOptions(domains, asked.max_attributions, request_id=request_id)
-        found = self._assessor.observed.progress(named, domains, full=True)
-        return found.verdict if found else None
+        observed = self._assessor.observed
+        request = observed.find(request_id)
+        return observed.progress(request, named, domains, full=True).verdict if request else None

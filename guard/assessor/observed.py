@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -35,7 +35,6 @@ from guard.tap.protocol import Ended, Rows, Step, TapInfo
 _log = logging.getLogger("guard.tap")
 
 TESTED = {"transformers": ("5.",), "vllm": ("0.32.",)}  # how the versions begin that tests ran with
-_SWEEP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,17 @@ class Progress:
     verdict: Verdict | None  # None where it was not asked for
 
 
+class Follower:
+    """Who follows a request, announced before its first row or while it runs: from then on it is that one request's."""
+
+    def __init__(self, request_id: str, wake: Callable[[], None]) -> None:
+        self.request_id = request_id
+        self.wake = wake  # called on any thread whenever the request has advanced
+        self.request: Request | None = None  # once a row of it has come
+        self.passed_over = False  # rows of it have, and there was no room
+        self.left = False
+
+
 class Observed:
     """All requests that taps observe. Any thread may call any method."""
 
@@ -59,9 +69,9 @@ class Observed:
         self._requests: dict[str, Request] = {}  # open
         self._ended: OrderedDict[str, Request] = OrderedDict()  # by the time of their end
         self._links: set[Link] = set()
-        self._followers: dict[str, set[Callable[[], None]]] = {}
+        self._announced: dict[str, set[Follower]] = {}  # of requests that have not come
+        self._full = False  # and rows were passed over since it was not
         self._lock = threading.RLock()
-        self._swept = time.monotonic()
         self.trouble = ""  # why the taps are not serving; empty where they are
         self._trouble_since = 0.0
         self._trouble_announced = False
@@ -144,16 +154,14 @@ class Observed:
                 if request is not None:
                     self._end(request, ended)
                     touched[ended.request_id] = request
-            if tokens and self.trouble and self._over(link, touched):
+            if tokens and self.trouble and self._over(link, touched.values()):
                 self._clear()
             self._pipeline.observer.tap_step(link.info.engine, len(step.rows), tokens, dropped)
             self._report(link.info.engine)
             spent = (time.perf_counter() - began) / max(1, len(touched))
-            for request_id, request in touched.items():
+            for request in touched.values():
                 request.spent += spent
-                request.version += 1
-                self._wake(request_id)
-            self._sweep()
+                request.advanced()
 
     def _absorb(self, request: Request, rows: Rows) -> tuple[int, list[Ints]]:
         try:
@@ -184,12 +192,23 @@ class Observed:
         if request is not None:
             return request
         if len(self._requests) >= self._config.sessions:
+            self._pass_over(request_id)
             return None
+        self._full = False
         request = Request(request_id, link, self.template, sink=begin == 0)
         self._ended.pop(request_id, None)
         self._requests[request_id] = request
+        for follower in self._announced.pop(request_id, ()):
+            request.join(follower)
         link.open.add(request_id)
         return request
+
+    def _pass_over(self, request_id: str) -> None:
+        for follower in self._announced.get(request_id, ()):
+            follower.passed_over = True
+        if not self._full:
+            _log.warning("rows are passed over: %d requests are open (taps.sessions)", len(self._requests))
+        self._full = True
 
     def _judge(self, requests: Sequence[Request]) -> None:
         """What each phase that advanced calls for; a block goes to the tap where the settings say so."""
@@ -218,39 +237,55 @@ class Observed:
         if len(self._ended) > self._config.sessions:
             self._ended.popitem(last=False)
         request.last_used = time.monotonic()
+        request.let_go()
 
     def _lose(self, request: Request, detail: str) -> None:
         request.fail(NotAssessed(NotAssessedReason.TAP_LOST, detail, request.phase))
         self._finish(request, "lost")
-        request.version += 1
-        self._wake(request.id)
+        request.advanced()
 
     # -- followers
 
-    def announce(self, request_id: str, wake: Callable[[], None]) -> None:
-        """`wake` is called, on any thread, whenever the request has advanced; `leave` ends it."""
+    def follow(self, follower: Follower) -> None:
+        """Announces a request, or follows one that is there, until `leave`: in either order, as cancelled calls may."""
         with self._lock:
-            self._followers.setdefault(request_id, set()).add(wake)
+            request = self.find(follower.request_id)
+            if follower.left:
+                return
+            if request is None:
+                self._announced.setdefault(follower.request_id, set()).add(follower)
+            else:
+                request.join(follower)
 
-    def leave(self, request_id: str, wake: Callable[[], None]) -> None:
+    def leave(self, follower: Follower) -> None:
         with self._lock:
-            followers = self._followers.get(request_id, set())
-            followers.discard(wake)
-            if not followers:
-                self._followers.pop(request_id, None)
+            follower.left = True
+            if follower.request is not None:
+                follower.request.followers.discard(follower)
+            elif (announced := self._announced.get(follower.request_id)) is not None:
+                announced.discard(follower)
+                if not announced:
+                    del self._announced[follower.request_id]
+
+    def find(self, request_id: str) -> Request | None:
+        """The request of this id, open or ended not long ago; None where no row of it has come."""
+        with self._lock:
+            return self._requests.get(request_id) or self._ended.get(request_id)
 
     def progress(
-        self, options: CheckOptions, domains: Sequence[str], since: Progress | None = None, *, full: bool = False
-    ) -> Progress | None:
-        """The newest state of `options.request_id`, None where no row of it has come.
+        self,
+        request: Request,
+        options: CheckOptions,
+        domains: Sequence[str],
+        since: Progress | None = None,
+        *,
+        full: bool = False,
+    ) -> Progress:
+        """The request's newest state.
 
         With the verdict where an action has changed since, at its end, or where `full` asks for it.
         """
         with self._lock:
-            self._sweep()
-            request = self._requests.get(options.request_id) or self._ended.get(options.request_id)
-            if request is None:
-                return None
             full = full or since is None or bool(request.finish_reason) or request.changes != since.changes
             return Progress(
                 version=request.version,
@@ -261,11 +296,15 @@ class Observed:
                 verdict=self._verdict(request, options, domains) if full else None,
             )
 
-    def no_rows(self, options: CheckOptions) -> Verdict:
+    def no_rows(self, follower: Follower, options: CheckOptions) -> Verdict:
         """The verdict on a request that was announced and never came."""
-        detail = f"no tap has brought rows of this request within {self._config.wait_seconds:g} s (taps.wait_seconds)"
-        with self._lock:
-            self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
+        within = f"within {self._config.wait_seconds:g} s (taps.wait_seconds)"
+        detail = f"no tap has brought rows of this request {within}"
+        if follower.passed_over:
+            detail = f"{self._config.sessions} other requests were open (taps.sessions), and none ended {within}"
+        else:
+            with self._lock:
+                self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
         pipeline = self._pipeline
         return Verdict(
             request_id=options.request_id,
@@ -286,10 +325,10 @@ class Observed:
         )
         missing = [*plain.not_assessed, *request.missing.values()]
         phases = [_severest(phase, request) for phase in plain.phases]
-        if request.too_short(self._config.least_tokens):
-            phases = [_unjudged(phase) if phase.phase is Phase.COMPLETION else phase for phase in phases]
-            if Phase.COMPLETION not in {why.phase for why in missing}:
-                missing.append(self._too_few(request))
+        if (unready := request.unready(self._config.least_tokens)) is not None:
+            phases = [_unjudged(phase) if phase.phase is unready.phase else phase for phase in phases]
+            if unready.phase not in {why.phase for why in missing}:
+                missing.append(unready)
         unread = [p for p in request.missing if p not in request.reading.states]
         phases += [PhaseVerdict(p, Action.NOT_ASSESSED, 0, 0, ()) for p in unread]
         if plain.phases == () and unread:
@@ -302,25 +341,16 @@ class Observed:
             model=request.link.model,
         )
 
-    def _too_few(self, request: Request) -> NotAssessed:
-        read, least = request.reading.read.get(Phase.COMPLETION, 0), self._config.least_tokens
-        detail = f"{read} tokens of the completion have been read, of {least} to judge it by (taps.least_tokens)"
-        return NotAssessed(NotAssessedReason.TOO_FEW_READ, detail, Phase.COMPLETION)
-
     # -- what passes
-
-    def _wake(self, request_id: str) -> None:
-        for wake in self._followers.get(request_id, ()):
-            wake()
 
     def _trouble(self, what: str, *, announced: bool = False) -> None:
         self.trouble, self._trouble_since, self._trouble_announced = what, time.monotonic(), announced
         self.on_trouble(what)
 
-    def _over(self, link: "Link", touched: Container[str]) -> bool:
+    def _over(self, link: "Link", touched: Iterable[Request]) -> bool:
         """Whether rows of this tap end the trouble: of a tap that came after it, or of a request that was announced."""
         if self._trouble_announced:
-            return any(request_id in touched for request_id in self._followers)
+            return any(request.followers for request in touched)
         return link.connected_at >= self._trouble_since
 
     def _clear(self) -> None:
@@ -331,15 +361,14 @@ class Observed:
         links = [link for link in self._links if link.info.engine == engine]
         self._pipeline.observer.taps(engine, len(links), sum(len(link.open) for link in links))
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
+        """Lets go of requests that have stood for too long; to be called about once a second, whether rows come or not."""
         now = time.monotonic()
-        if now - self._swept < _SWEEP_SECONDS:
-            return
-        self._swept = now
-        for request in [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]:
-            self._lose(request, f"no rows have come for {self._config.idle_seconds:g} s (taps.idle_seconds)")
-        while self._ended and now - next(iter(self._ended.values())).last_used > self._config.keep_seconds:
-            self._ended.popitem(last=False)
+        with self._lock:
+            for request in [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]:
+                self._lose(request, f"no rows have come for {self._config.idle_seconds:g} s (taps.idle_seconds)")
+            while self._ended and now - next(iter(self._ended.values())).last_used > self._config.keep_seconds:
+                self._ended.popitem(last=False)
 
 
 class Link:

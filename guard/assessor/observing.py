@@ -5,8 +5,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from guard.assessor.pipeline import Pipeline, Reading
+from guard.errors import InvalidInput
 from guard.reader.sequence import TokenSequence
 from guard.reader.turns import Template, Turns
 from guard.records import Action, NotAssessed, NotAssessedReason, Phase, worst
@@ -14,7 +16,7 @@ from guard.scoring.pooling import Hits, Ints
 from guard.tap.protocol import Ended, Rows
 
 if TYPE_CHECKING:
-    from guard.assessor.observed import Link
+    from guard.assessor.observed import Follower, Link
 
 
 class Request:
@@ -33,6 +35,7 @@ class Request:
         self.changes = 0  # of actions, or of what is missing
         self.spent = 0.0  # seconds
         self.last_used = time.monotonic()
+        self.followers: set[Follower] = set()
         self._turns = Turns(template, sink=sink)
         self._cursor = 0  # position of the next token
         self._run: list[int] = []  # ids of the tokens before it, as far back as none is missing
@@ -46,9 +49,23 @@ class Request:
         known = self.prompt_tokens is not None and self._cursor >= self.prompt_tokens
         return Phase.COMPLETION if known else Phase.PROMPT
 
+    def join(self, follower: "Follower") -> None:
+        follower.request = self
+        self.followers.add(follower)
+
+    def advanced(self) -> None:
+        self.version += 1
+        for follower in self.followers:
+            follower.wake()
+
     def absorb(self, pipeline: Pipeline, rows: Rows) -> tuple[int, list[Ints]]:
-        """Reads what is new in a run: its tokens, counted, and the rows of hits that were scored."""
+        """Reads what is new in a run: its tokens, counted, and the rows of hits that were scored.
+
+        Raises InvalidInput for hits of tokens that the run, or of rows that the pack does not have.
+        """
         self.last_used = time.monotonic()
+        _check_range("token", rows.token, len(rows.token_ids))
+        _check_range("row", rows.row, len(pipeline.pack.latents))
         count = len(rows.token_ids)
         if not self._same(rows):
             return 0, []
@@ -122,16 +139,28 @@ class Request:
         reading.held = {Phase.PROMPT: left} if left else {}
         return pipeline.absorb_hits(reading, hits, begin, count)
 
-    def too_short(self, least_tokens: int) -> bool:
-        """Whether a completion has begun that may go on, with too few tokens scored to say what it will be."""
-        read = self.reading.read.get(Phase.COMPLETION, 0)
-        return not self.finish_reason and Phase.COMPLETION in self.reading.states and read < least_tokens
+    def unready(self, least_tokens: int) -> NotAssessed | None:
+        """Why the phase under way cannot be judged yet, where more of it may come; None where it can."""
+        reading = self.reading
+        if self.finish_reason or self.phase not in reading.states:
+            return None
+        if self.phase is Phase.PROMPT:
+            detail = f"{self._cursor} of the prompt's {self.prompt_tokens} tokens have been read: it is judged whole"
+        else:
+            read = reading.read.get(Phase.COMPLETION, 0)
+            if read >= least_tokens:
+                return None
+            detail = (
+                f"{read} tokens of the completion have been read, of {least_tokens} to judge it by (taps.least_tokens)"
+            )
+        return NotAssessed(NotAssessedReason.TOO_FEW_READ, detail, self.phase)
 
     def to_judge(self, least_tokens: int) -> list[Phase]:
         """Phases that advanced and can be judged: a prompt that is whole, a completion that is not too short."""
-        ready = {Phase.PROMPT} if self.phase is Phase.COMPLETION else set[Phase]()
-        if not self.too_short(least_tokens):
-            ready.add(Phase.COMPLETION)
+        unready = self.unready(least_tokens)
+        ready = {Phase.PROMPT, Phase.COMPLETION} if self.phase is Phase.COMPLETION else set[Phase]()
+        if unready is not None:
+            ready.discard(unready.phase)
         advanced = self._advanced & ready
         self._advanced -= advanced
         reading = self.reading
@@ -174,6 +203,15 @@ class Request:
             detail = f"the request ended when {self._cursor} of its {self.prompt_tokens} prompt tokens had been read"
             self.fail(NotAssessed(NotAssessedReason.ROWS_MISSING, detail, Phase.PROMPT))
         return fired
+
+    def let_go(self) -> None:
+        """Frees what only more rows would need: an ended request is kept for its verdict."""
+        self.reading.tokens, self._run = TokenSequence(), []
+
+
+def _check_range(name: str, values: NDArray[np.int32], end: int) -> None:
+    if len(values) and not (0 <= int(values.min()) and int(values.max()) < end):
+        raise InvalidInput(f"hits: found {name} {values.min()} to {values.max()}, expected 0 to {end - 1}")
 
 
 def _hits(rows: Rows, begin: int) -> Hits:

@@ -95,19 +95,23 @@ class Session:
                 self._stream = None
             return not self.busy
 
-    def expire(self) -> None:
-        self._expired = True
+    def expire(self, unused_since: float) -> None:
+        """Closes the stream unless a chunk has come since then, or is on its way."""
+        with self._lock:
+            if self._in_flight or self.last_used >= unused_since:
+                return
+            self._expired = True
         self.close()
 
     def _admit(self) -> "Future[Verdict]":
-        if self._expired:
-            seconds = self._assessor.config.sessions.idle_seconds
-            raise SessionExpired(f"the stream stood idle for more than {seconds:g} s and was closed")
-        if self._closed:
-            raise InvalidInput("the stream is closed", reason="STREAM_CLOSED")
-        self.last_used = time.monotonic()
-        # The number of streams is bounded: a full queue refuses what a stream feeds ahead, and never the stream itself.
         with self._lock:
+            if self._expired:
+                seconds = self._assessor.config.sessions.idle_seconds
+                raise SessionExpired(f"the stream stood idle for more than {seconds:g} s and was closed")
+            if self._closed:
+                raise InvalidInput("the stream is closed", reason="STREAM_CLOSED")
+            self.last_used = time.monotonic()
+            # The number of streams is bounded: a full queue refuses what a stream feeds ahead, never the stream itself.
             self._assessor.batcher.admit(always=not self._in_flight)
             self._in_flight += 1
         future: Future[Verdict] = Future()

@@ -17,6 +17,7 @@ from typing import Any
 from guard.errors import Exhausted
 
 _PADDING = 64  # tokens that cost about as much as the start of another batch
+_TICK_SECONDS = 1.0
 _LONGEST_WAIT = 30.0  # seconds after which a refused caller is told to try again, at most
 
 _log = logging.getLogger("guard.reader")
@@ -42,7 +43,8 @@ class Job:
 class Batcher:
     """`run(units)` reads one batch and keeps each unit's result with the unit; it raises for the whole batch.
 
-    At most `queue_size` jobs wait or run; one more is refused at once with Exhausted.
+    At most `queue_size` jobs wait or run; one more is refused at once with Exhausted. `tick` is called about once a
+    second, between batches.
     """
 
     def __init__(
@@ -51,9 +53,9 @@ class Batcher:
         *,
         queue_size: int,
         batch_tokens: int,
-        idle: Callable[[], None] = lambda: None,
+        tick: Callable[[], None] = lambda: None,
     ) -> None:
-        self._run, self._idle = run, idle
+        self._run, self._tick = run, tick
         self._queue_size, self._batch_tokens = queue_size, batch_tokens
         self._jobs: deque[Job] = deque()
         self._admitted = 0
@@ -108,16 +110,19 @@ class Batcher:
             job.future.cancel()
 
     def _work(self) -> None:
+        ticked = time.monotonic()
         while True:
             with self._changed:
-                while not self._jobs and not self._closed:
-                    if not self._changed.wait(timeout=1.0):
-                        self._idle()
+                if not self._jobs and not self._closed:
+                    self._changed.wait(_TICK_SECONDS)
                 if self._closed:
                     return
                 picked = self._pick()
             if picked:
                 self._read(picked)
+            if time.monotonic() - ticked >= _TICK_SECONDS:
+                ticked = time.monotonic()
+                self._tick()  # without the lock: it takes others, whose holders may wait for a place
 
     def _pick(self) -> list[tuple[Job, Any]]:
         """Units of one batch: one of each job that fits, and more of them only where no other job is left waiting.

@@ -135,12 +135,17 @@ class GuardClient:
         finally:
             call.cancel()  # a caller that stops early frees the stream
 
-    def follow(self, request_id: str, *, options: CheckOptions | None = None) -> Iterator[Followed]:
-        """A request that a tap observes, as it goes, up to its end. May be called before the request begins."""
+    def follow(
+        self, request_id: str, *, options: CheckOptions | None = None, timeout_s: float | None = None
+    ) -> Iterator[Followed]:
+        """A request that a tap observes, as it goes, up to its end. May be called before the request begins.
+
+        `timeout_s` bounds the whole; None leaves that to the request, which the sidecar takes as lost when it stands.
+        """
         asked = options or CheckOptions()
         with _sendable("options"):
             request = pb.FollowRequest(request_id=request_id, options=convert.options_to_proto(asked))
-        call = self._stub.Follow(request)
+        call = self._stub.Follow(request, timeout=timeout_s)
         try:
             for response in call:
                 verdict = convert.verdict_from_proto(response.verdict) if response.HasField("verdict") else None

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from guard.assessor import Assessor
 from guard.assessor.limits import chosen_domains
-from guard.assessor.observed import Progress
+from guard.assessor.observed import Follower, Progress
 from guard.records import CheckOptions
 
 _VERDICT_SECONDS = 0.25  # between verdicts where nothing but the counts has changed
@@ -27,26 +27,29 @@ async def following(assessor: Assessor, options: CheckOptions) -> AsyncIterator[
         if not advanced.is_set():
             loop.call_soon_threadsafe(advanced.set)
 
-    observed.announce(options.request_id, wake)
+    follower = Follower(options.request_id, wake)
     try:
+        # Whatever takes the taps' lock runs on another thread: a step may hold it for long.
+        await asyncio.to_thread(observed.follow, follower)
+        if follower.request is None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(advanced.wait(), wait)
+        if (request := follower.request) is None:
+            missing = await asyncio.to_thread(observed.no_rows, follower, options)
+            yield Progress(0, 0, 0, 0, "no_rows", missing)
+            return
         latest: Progress | None = None
-        told, ends = 0.0, loop.time() + wait
-        while True:
+        told = 0.0
+        while latest is None or not latest.finish_reason:
             advanced.clear()
             full = time.monotonic() - told >= _VERDICT_SECONDS
-            progress = await asyncio.to_thread(observed.progress, options, domains, latest, full=full)
-            if progress is None and loop.time() >= ends:
-                missing = await asyncio.to_thread(observed.no_rows, options)
-                yield Progress(0, 0, 0, 0, "no_rows", missing)
-                return
-            if progress is not None and (latest is None or progress.version != latest.version):
+            progress = await asyncio.to_thread(observed.progress, request, options, domains, latest, full=full)
+            if latest is None or progress.version != latest.version:
                 if progress.verdict is not None:
                     told = time.monotonic()
                 yield progress
                 latest = replace(progress, verdict=None)
-                if progress.finish_reason:
-                    return
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(advanced.wait(), None if latest else max(0.0, ends - loop.time()))
+            else:
+                await advanced.wait()
     finally:
-        observed.leave(options.request_id, wake)
+        loop.run_in_executor(None, observed.leave, follower)

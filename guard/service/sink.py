@@ -49,7 +49,7 @@ class GrpcSink:
         self._queue_steps, self._queue_bytes = queue_steps, queue_bytes
         self._queue: deque[Step | _Lost] = deque()
         self._steps = self._bytes = 0  # that wait
-        self._dropped = 0
+        self._dropped = self._told_dropped = 0
         self._sent: set[str] = set()  # open requests of which this connection has brought something
         self._stops: frozenset[str] = frozenset()
         self._changed = threading.Condition()
@@ -152,6 +152,7 @@ class GrpcSink:
 
     def _requests(self, accepted: threading.Event, over: threading.Event) -> Iterator[bytes]:
         """The hello, and once it is accepted what the queue holds; grpc reads this on a thread of its own."""
+        told_before = self._told_dropped  # on earlier connections
         yield wire.request_bytes(self._info)
         while not accepted.wait(0.05):
             if over.is_set():
@@ -169,8 +170,11 @@ class GrpcSink:
                 else:
                     self._steps, self._bytes = self._steps - 1, self._bytes - _size(step)
                 self._sent.update(rows.request_id for rows in step.rows)
-                self._sent.difference_update(ended.request_id for ended in step.ended)
-                dropped = self._dropped
+                ended = {ended.request_id for ended in step.ended}
+                self._sent -= ended
+                self._stops -= ended  # a stop may have come back since `send`: it must not meet the next of that id
+                self._told_dropped = self._dropped
+                dropped = self._dropped - told_before
             yield wire.request_bytes(step, dropped)
 
     def _disconnected(self) -> None:

@@ -17,7 +17,7 @@ _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
 
 def request_bytes(given: TapInfo | Step, dropped: int = 0) -> bytes:
-    """An ObserveRequest; `dropped` counts the steps that were not handed over so far."""
+    """An ObserveRequest; `dropped` counts the steps that were not handed over, less those told on earlier connections."""
     request = pb.ObserveRequest()
     if isinstance(given, TapInfo):
         request.hello.CopyFrom(
@@ -79,13 +79,15 @@ def read_request(wire: bytes) -> TapInfo | tuple[Step, int]:
 
 
 def _rows(rows: Any) -> Rows:
+    for name in ("token_ids", "token", "row", "value", "probe"):
+        if len(getattr(rows, name)) % 4:
+            raise InvalidInput(
+                f"rows of {rows.request_id!r}: found {len(getattr(rows, name))} bytes of {name}, expected 4 of each value",
+                reason="MALFORMED_MESSAGE",
+            )
     ids = np.frombuffer(rows.token_ids, _INT)
-    token, row, value = (
-        np.frombuffer(rows.token, _INT),
-        np.frombuffer(rows.row, _INT),
-        np.frombuffer(rows.value, _FLOAT),
-    )
-    probe = np.frombuffer(rows.probe, _FLOAT)
+    token, row = np.frombuffer(rows.token, _INT), np.frombuffer(rows.row, _INT)
+    value, probe = np.frombuffer(rows.value, _FLOAT), np.frombuffer(rows.probe, _FLOAT)
     if not len(ids) or len(probe) % len(ids) or not len(token) == len(row) == len(value):
         raise InvalidInput(
             f"rows of {rows.request_id!r}: found {len(ids)} tokens, {len(token)} token indices, {len(row)} rows, "

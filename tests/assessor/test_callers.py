@@ -169,6 +169,15 @@ def test_an_idle_stream_expires_and_one_in_use_does_not(loading, gated):
         until(lambda: assessor.open_sessions == 0)  # nobody has to open another for it
 
 
+def test_a_stream_that_is_fed_just_as_it_was_to_expire_goes_on(assessor):
+    session = assessor.open_session()
+    swept = session.last_used + 1  # what the sweep saw, a moment before
+    session.last_used += 2
+    session.expire(unused_since=swept)
+    assert session.feed(Phase.PROMPT, TEXTS[0], last=True).result(60).phases
+    session.close()
+
+
 def test_chunks_of_a_closed_stream_are_refused(assessor):
     session = assessor.open_session()
     session.close()

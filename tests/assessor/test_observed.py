@@ -1,14 +1,13 @@
 """Requests that a tap tells of: the verdict is reader mode's on the same tokens, and what is not told is not assessed."""
 
 import itertools
-import time
 
 import numpy as np
 import pytest
 
 from guard.config import load_config
 from guard.errors import ConfigError
-from guard.records import Action, CheckOptions, Phase
+from guard.records import Action, Phase
 from guard.tap.protocol import Ended, Missed, Step
 from tests.assessor.given import LONG, heads, phase_of, scores
 from tests.tap.given import BLOCKED, CHAT, HARMLESS, asked, info_of, observed_by, told, verdict_of
@@ -140,10 +139,11 @@ def test_activations_that_are_not_finite_are_not_assessed(assessor, observed, li
     assert reasons(verdict_of(observed, "r")) == [("non_finite", Phase.COMPLETION)]
 
 
-def test_rows_that_no_pack_has_spoil_their_own_request_alone(assessor, observed, link):
+@pytest.mark.parametrize(("which", "off"), [("row", 100_000), ("row", -100_000), ("token", 1_000), ("token", -1)])
+def test_hits_that_cannot_be_spoil_their_own_request_alone(assessor, observed, link, which, off):
     good, bad = told(assessor, asked(HARMLESS), "good"), told(assessor, asked(HARMLESS), "bad")
     rows = bad.rows(0, len(bad.ids))
-    link.take(Step((bad.rows(0, len(bad.ids), row=rows.row + 100_000), good.rows(0, len(good.ids)))))
+    link.take(Step((bad.rows(0, len(bad.ids), **{which: getattr(rows, which) + off}), good.rows(0, len(good.ids)))))
     assert (verdict_of(observed, "good").action, verdict_of(observed, "bad").action) == ("allow", "not_assessed")
 
 
@@ -189,6 +189,9 @@ def test_the_settings_say_which_phases_block_stops(assessor, stop, stopped):
     request = told(assessor, asked(BLOCKED))
     link.take(request.step(0, len(request.ids) - 2))
     assert not link.stops  # a prompt is judged once it is whole
+    begun = verdict_of(observed, "r")
+    assert (begun.action, reasons(begun)) == ("not_assessed", [("too_few_read", Phase.PROMPT)])
+    assert heads(begun)[Phase.PROMPT, "violence", "harm"].score > 0.5  # scores are shown as they are
     link.take(request.step(len(request.ids) - 2, len(request.ids)))
     assert link.stops == ({"r"} if stopped else set())
     assert verdict_of(observed, "r").action is Action.BLOCK
@@ -240,20 +243,15 @@ def test_requests_are_bounded_in_number_and_age(assessor):
     observed = observed_by(assessor, sessions=2, keep_seconds=60, idle_seconds=60)
     link = observed.connect(info_of(assessor))
 
-    def age(request):
-        request.last_used -= 61
-        observed._swept = time.monotonic() - 5
-        link.take(Step())
+    def age(name):
+        observed.find(name).last_used -= 61
+        observed.sweep()
 
     for name in ("a", "b", "c"):
         link.take(told(assessor, asked(HARMLESS), name).step(0, 30))
-    assert known(observed, "c") is None  # its rows were passed over
-    age(observed._requests["a"])
+    assert observed.find("c") is None  # its rows were passed over
+    age("a")
     assert reasons(verdict_of(observed, "a")) == [("tap_lost", Phase.PROMPT)]
-    assert known(observed, "b").finish_reason == ""
-    age(observed._ended["a"])
-    assert known(observed, "a") is None
-
-
-def known(observed, name):
-    return observed.progress(CheckOptions(request_id=name), observed._pipeline.pack.domains)
+    assert observed.find("b").finish_reason == ""
+    age("a")
+    assert observed.find("a") is None

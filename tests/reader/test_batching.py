@@ -47,6 +47,21 @@ def gate():
     batcher.close()
 
 
+def test_what_is_done_between_batches_may_wait_for_callers_who_wait_for_a_place():
+    admitted = threading.Event()
+
+    def tick():
+        caller = threading.Thread(target=lambda: (batcher.admit(), admitted.set()))
+        caller.start()
+        caller.join(5)
+
+    batcher = Batcher(lambda units: None, queue_size=2, batch_tokens=8, tick=tick)
+    try:
+        assert admitted.wait(4)
+    finally:
+        batcher.close()
+
+
 def test_waiting_jobs_share_a_batch_up_to_its_padded_size(gate):
     batcher, opened, batches = gate
     first = put(batcher, [10])

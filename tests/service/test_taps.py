@@ -1,10 +1,12 @@
 """Taps and followers over gRPC, with the real reader's hits: what arrives, what is lost, and what is said about it."""
 
+import contextlib
 import subprocess
 import sys
 import threading
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import pytest
@@ -15,6 +17,7 @@ from guard.errors import InvalidInput, NotFound
 from guard.records import Action, CheckOptions
 from guard.service import wire
 from guard.service.client import GuardClient
+from guard.service.pb.guard.v1 import tap_pb2 as pb
 from guard.service.sink import GrpcSink
 from guard.tap.protocol import Missed, Step
 from tests.assessor.given import scores
@@ -129,10 +132,151 @@ def test_an_announced_request_without_rows_is_not_assessed_and_health_says_so(as
     request = told(assessor, asked(HARMLESS), "comes")
     follower = threading.Thread(target=lambda: outcome(client, "comes"))
     follower.start()
-    assert until(lambda: "comes" in assessor.observed._followers)
+    time.sleep(0.2)  # announced by now
     told_whole(sink, request)
     follower.join(20)
     assert until(lambda: serves(server))
+
+
+def test_a_prompt_that_comes_in_parts_is_not_judged_before_it_is_whole(assessor, client, sink):
+    request = told(assessor, asked(f"{BLOCKED} {HARMLESS * 8}"), "parts")
+    sink.send(request.step(0, 40))
+    stream = client.follow("parts")
+    first = next(stream).verdict
+    assert (first.action, [m.reason for m in first.not_assessed]) == ("not_assessed", ["too_few_read"])
+    sink.send(request.step(40, len(request.ids)))
+    sink.send(request.ended())
+    assert list(stream)[-1].verdict.action == assessor.check(asked(f"{BLOCKED} {HARMLESS * 8}")).action
+
+
+def test_a_follower_hears_the_end_of_its_request_however_soon_that_is_forgotten(assessor, serving, address):
+    first, second = (told(assessor, asked(given), "twice") for given in (BLOCKED, HARMLESS))
+    with serving(keep_seconds=0, sessions=1) as server, GuardClient(server.address, timeout_s=20) as client:
+        sink = GrpcSink(address, info_of(assessor))
+        try:
+            assert until(lambda: sink.connected)
+            sink.send(first.step(0, 20))
+            stream = client.follow("twice", timeout_s=20)
+            assert next(stream).verdict.action is Action.NOT_ASSESSED
+            sink.send(first.step(20, len(first.ids)))
+            sink.send(first.ended())
+            told_whole(sink, second)  # another of that id: the first one's follower does not follow it
+            time.sleep(1.5)  # and what has ended was let go meanwhile
+            last = list(stream)[-1]
+        finally:
+            sink.close()
+    assert (last.verdict.action, last.finish_reason) == ("block", "stop")
+
+
+def test_a_request_that_stands_is_lost_though_no_tap_says_anything(assessor, serving, address):
+    request = told(assessor, asked(HARMLESS), "stands")
+    with serving(idle_seconds=0.5) as server, GuardClient(server.address, timeout_s=20) as client:
+        sink = GrpcSink(address, info_of(assessor))
+        try:
+            sink.send(request.step(0, 20))
+            last = list(client.follow("stands", timeout_s=20))[-1]
+        finally:
+            sink.close()
+    assert (last.finish_reason, last.verdict.action) == ("lost", "not_assessed")
+    assert last.verdict.not_assessed[0].detail == "no rows have come for 0.5 s (taps.idle_seconds)"
+
+
+def test_a_follower_of_a_request_that_there_was_no_room_for_is_told_so(assessor, serving, address):
+    first, second = told(assessor, asked(HARMLESS), "first"), told(assessor, asked(HARMLESS), "second")
+    with serving(sessions=1) as server, GuardClient(server.address, timeout_s=20) as client:
+        sink = GrpcSink(address, info_of(assessor))
+        try:
+            sink.send(first.step(0, 20))
+            assert next(iter(client.follow("first", timeout_s=20))).verdict
+            stream = client.follow("second", timeout_s=20)
+            heard = threading.Thread(target=lambda: seen.extend(stream))
+            seen = []
+            heard.start()
+            time.sleep(0.2)
+            sink.send(second.step(0, 20))
+            heard.join(20)
+            assert serves(server)  # the taps work
+        finally:
+            sink.close()
+    verdict = seen[-1].verdict
+    assert (seen[-1].finish_reason, verdict.action) == ("no_rows", "not_assessed")
+    assert verdict.not_assessed[0].detail == (
+        "1 other requests were open (taps.sessions), and none ended within 0.5 s (taps.wait_seconds)"
+    )
+
+
+def test_a_stop_that_comes_back_late_does_not_meet_the_next_request_of_that_id(assessor):
+    late = threading.Event()
+
+    def observe(requests, _context):
+        next(requests)
+        yield wire.welcome_bytes(accepted=True)
+        next(requests)
+        yield wire.stop_bytes("x")
+        late.set()
+        for _ in requests:
+            pass
+
+    request = told(assessor, asked(BLOCKED), "x")
+    with stand_in(observe) as address:
+        sink = GrpcSink(address, info_of(assessor))
+        try:
+            assert until(lambda: sink.connected)
+            sink._changed.acquire()  # the engine ends the request while the stop is on its way
+            sink.send(request.step(0, 20))
+            sink.send(request.ended("stop", tokens=20))
+            sink._changed.release()
+            assert late.wait(10)
+            time.sleep(0.3)
+            assert not sink.stops()
+        finally:
+            sink.close()
+
+
+def test_steps_that_were_dropped_are_counted_once_however_often_a_tap_connects_again(assessor):
+    told_of = []
+
+    def observe(requests, _context):
+        next(requests)
+        yield wire.welcome_bytes(accepted=True)
+        told_of.append(wire.read_request(next(requests))[1])  # and goes
+
+    sink = GrpcSink("127.0.0.1:1", info_of(assessor), queue_steps=50)
+    for _ in range(60):
+        sink.send(Step())
+    assert sink.dropped == 10
+    with stand_in(observe) as address:
+        sink._address = address
+        try:
+            assert until(lambda: sink.send(Step()) or len(told_of) > 2, 30)
+        finally:
+            sink.close(timeout_s=0.1)
+    assert 10 <= sum(told_of) <= sink.dropped
+
+
+@contextlib.contextmanager
+def stand_in(observe):
+    """A server whose taps are answered by `observe`."""
+    server = grpc.server(ThreadPoolExecutor(2))
+    handler = grpc.stream_stream_rpc_method_handler(observe)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(wire.SERVICE.full_name, {wire.METHOD: handler}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    try:
+        yield f"127.0.0.1:{port}"
+    finally:
+        server.stop(0)
+
+
+def test_bytes_that_are_no_numbers_are_refused_by_name(assessor):
+    request = told(assessor, asked(HARMLESS), "x")
+    sent = pb.ObserveRequest.FromString(wire.request_bytes(request.step(0, 4)))
+    sent.step.rows[0].row += b"x"
+    size = len(sent.step.rows[0].row)
+    with pytest.raises(InvalidInput, match=f"rows of 'x': found {size} bytes of row, expected 4 of each value"):
+        wire.read_request(sent.SerializeToString())
 
 
 def test_what_cannot_be_followed_is_refused(client, server):

@@ -95,8 +95,8 @@ def told(assessor, given, request_id="r"):
 
 def verdict_of(observed, request_id, attributions=5):
     domains = observed._pipeline.pack.domains
-    found = observed.progress(CheckOptions(domains, attributions, request_id=request_id), domains, full=True)
-    return found.verdict
+    options = CheckOptions(domains, attributions, request_id=request_id)
+    return observed.progress(observed.find(request_id), options, domains, full=True).verdict
 
 
 def alone(assessor, ids, phases):
