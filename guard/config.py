@@ -13,7 +13,17 @@ from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
 
 from guard.errors import ConfigError
 
@@ -33,8 +43,23 @@ def _one_or_more(value: Any) -> Any:
     return (value,) if isinstance(value, str) else value
 
 
+def _no_boolean(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    """pydantic takes booleans for numbers and numbers for booleans: `block = true` would be a threshold of 1."""
+    result = read(value)
+    if isinstance(value, bool) and not isinstance(result, bool):
+        raise PydanticCustomError("number_type", "Input should be a number, not a boolean")
+    if isinstance(result, bool) and isinstance(value, int | float) and not isinstance(value, bool):
+        raise PydanticCustomError("bool_type", "Input should be true or false, not a number")
+    return result
+
+
+_Threshold = Annotated[float, Field(ge=0, le=1), WrapValidator(_no_boolean)]
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    _numbers = field_validator("*", mode="wrap")(_no_boolean)
 
 
 class ReaderConfig(_Section):
@@ -53,6 +78,11 @@ class ReaderConfig(_Section):
     batch_tokens: int = Field(512, ge=16, description="padded tokens in one batch, at most")
     step_tokens: int = Field(256, ge=16, description="tokens of one text read at once: short texts wait no longer")
     queue_size: int = Field(256, ge=1, description="requests that may wait; one more is refused at once")
+    queue_bytes: int = Field(
+        16 << 20,
+        ge=0,
+        description="UTF-8 bytes of all their text; one more is refused at once, but into an empty queue",
+    )
     allow_unverified: bool = Field(False, description="run a model that the pack was not made for, and say so")
 
 
@@ -120,7 +150,7 @@ class PolicyConfig(_Section):
     """Where a score turns into an action; a head that is not named keeps the pack's own thresholds."""
 
     version: str = Field("pack-default", description="shown in every verdict")
-    thresholds: dict[str, dict[Literal["flag", "block"], Annotated[float, Field(ge=0, le=1)] | None]] = Field(
+    thresholds: dict[str, dict[Literal["flag", "block"], _Threshold | None]] = Field(
         default_factory=dict, description='by head: thresholds."violence.harm" = {flag = 0.5, block = 0.9}'
     )
 

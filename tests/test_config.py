@@ -46,6 +46,7 @@ def test_an_empty_variable_is_unset_and_turns_the_metrics_off(monkeypatch):
         ("GUARD_SERVER__PORT", "50052", "unknown key 'server.port'; expected one of: listen, metrics, "),
         ("GUARD_READER__DTYPE", "int8", "reader.dtype: found 'int8': Input should be 'float32', 'bfloat16' or 'auto'"),
         ("GUARD_SERVER__LISTEN", "[]", "server.listen: found []: Tuple should have at least 1 item"),
+        ("GUARD_READER__THREADS", "true", "reader.threads: found 'true': Input should be a valid integer"),
     ],
 )
 def test_a_variable_that_is_wrong_is_named(monkeypatch, name, value, message):
@@ -90,3 +91,26 @@ def test_a_pack_that_was_named_is_not_looked_for_elsewhere(monkeypatch, tmp_path
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GUARD_PACK", str(config.DEFAULT_PACK))
     assert load_config().pack == Path(config.DEFAULT_PACK)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("sessions.limit = true", "sessions.limit: found True: Input should be a number, not a boolean"),
+        ("taps.idle_seconds = true", "taps.idle_seconds: found True: Input should be a number, not a boolean"),
+        (
+            'policy.thresholds."violence.harm" = {block = true}',
+            "policy.thresholds.violence.harm.block: found True: Input should be a number, not a boolean",
+        ),
+        (
+            "reader.allow_unverified = 1",
+            "reader.allow_unverified: found 1: Input should be true or false, not a number",
+        ),
+    ],
+)
+def test_a_boolean_is_no_number_and_a_number_no_boolean(tmp_path, line, message):
+    file = tmp_path / "guard.toml"
+    file.write_text(line)
+    with pytest.raises(ConfigError) as raised:
+        load_config(file)
+    assert str(raised.value) == f"config {file}: {message}"

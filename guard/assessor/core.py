@@ -35,6 +35,7 @@ class Assessor:
         self.batcher = Batcher(
             pipeline.run,
             queue_size=config.reader.queue_size,
+            queue_bytes=config.reader.queue_bytes,
             batch_tokens=config.reader.batch_tokens,
             tick=self._tick,
         )
@@ -66,10 +67,10 @@ class Assessor:
         """Queues a check; cancelling frees its place. Raises InvalidInput, NotFound (a domain), Exhausted at once."""
         options = options or CheckOptions()
         domains = chosen_domains(options, self.pack.domains)
-        check_input(given, self.config.limits)
-        self.batcher.admit()
+        size = check_input(given, self.config.limits)
+        self.batcher.admit(size)
         future: Future[Verdict] = Future()
-        future.add_done_callback(lambda _: self.batcher.release())
+        future.add_done_callback(lambda _: self.batcher.release(size))
         self.hand_over(future, self._start_check, given, options, domains, future)
         return future
 

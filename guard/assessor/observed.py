@@ -362,7 +362,7 @@ class Observed:
         self._pipeline.observer.taps(engine, len(links), sum(len(link.open) for link in links))
 
     def sweep(self) -> None:
-        """Lets go of requests that have stood for too long; to be called about once a second, whether rows come or not."""
+        """Lets go of requests that have stood for too long; to be called every second or so, rows or none."""
         now = time.monotonic()
         with self._lock:
             for request in [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]:

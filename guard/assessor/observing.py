@@ -210,7 +210,7 @@ class Request:
 
 
 def _check_range(name: str, values: NDArray[np.int32], end: int) -> None:
-    if len(values) and not (0 <= int(values.min()) and int(values.max()) < end):
+    if len(values) and (values.min() < 0 or values.max() >= end):
         raise InvalidInput(f"hits: found {name} {values.min()} to {values.max()}, expected 0 to {end - 1}")
 
 

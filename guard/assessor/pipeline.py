@@ -220,7 +220,7 @@ class Pipeline:
         """
         counted = []
         phases = reading.tokens.phase[fresh : fresh + count]
-        where = np.array(reading.tokens.where[fresh : fresh + count], dtype=np.int64).reshape(-1, 3)  # [T, 3]
+        where = reading.tokens.places(fresh, fresh + count)
         for phase in dict.fromkeys(phases):
             if phase is None or phase not in reading.states:
                 continue

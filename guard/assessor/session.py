@@ -59,7 +59,7 @@ class Session:
         if phase in self._ended:
             raise InvalidInput(f"the {phase} has ended: no more of its chunks can follow", reason="PHASE_ENDED")
         size = check_size([text], self._assessor.config.limits, before=self._bytes)
-        future = self._admit()  # before anything changes: a chunk that was refused can be sent again
+        future = self._admit(size - self._bytes)  # before anything changes: a chunk that was refused can be sent again
         self._bytes, self._fed_phase = size, phase
         if phase is Phase.COMPLETION:
             self._ended.add(Phase.PROMPT)
@@ -72,7 +72,7 @@ class Session:
         if self._fed_phase is not None:
             raise InvalidInput("a chat must come before every other chunk of its stream", reason="PHASE_ENDED")
         size = check_input(CheckInput(prompt=messages), self._assessor.config.limits)
-        future = self._admit()
+        future = self._admit(size)
         self._bytes, self._fed_phase = size, Phase.PROMPT
         self._ended.add(Phase.PROMPT)
         return self._enqueue(lambda: self._take_chat(messages), future)
@@ -103,7 +103,7 @@ class Session:
             self._expired = True
         self.close()
 
-    def _admit(self) -> "Future[Verdict]":
+    def _admit(self, size: int) -> "Future[Verdict]":
         with self._lock:
             if self._expired:
                 seconds = self._assessor.config.sessions.idle_seconds
@@ -112,16 +112,16 @@ class Session:
                 raise InvalidInput("the stream is closed", reason="STREAM_CLOSED")
             self.last_used = time.monotonic()
             # The number of streams is bounded: a full queue refuses what a stream feeds ahead, never the stream itself.
-            self._assessor.batcher.admit(always=not self._in_flight)
+            self._assessor.batcher.admit(size, always=not self._in_flight)
             self._in_flight += 1
         future: Future[Verdict] = Future()
-        future.add_done_callback(self._leave)
+        future.add_done_callback(lambda _: self._leave(size))
         return future
 
-    def _leave(self, _done: "Future[Verdict]") -> None:
+    def _leave(self, size: int) -> None:
         with self._lock:
             self._in_flight -= 1
-        self._assessor.batcher.release()
+        self._assessor.batcher.release(size)
 
     def _enqueue(self, take: Callable[[], None], future: "Future[Verdict]") -> "Future[Verdict]":
         with self._lock:

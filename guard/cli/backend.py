@@ -1,5 +1,6 @@
 """Who answers: a model loaded here, or a running sidecar. The commands do not know which."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -115,13 +116,20 @@ class Remote:
         return self._pool.submit(self._patiently, given, options)
 
     def _patiently(self, given: CheckInput, options: CheckOptions) -> Verdict:
+        """Tries again where other callers fill the sidecar's queue, all within one deadline."""
+        left, ends = self._client.timeout_s, time.monotonic() + (self._client.timeout_s or math.inf)
         while True:
             try:
-                return self.check(given, options)
-            except Exhausted as error:  # other callers fill the sidecar's queue too
+                return self._client.check(given.prompt, completion=given.completion, options=options, timeout_s=left)
+            except Exhausted as error:
                 if self._closing:
                     raise
-                time.sleep(max(error.retry_after_s, 0.02))
+                wait = max(error.retry_after_s, 0.02)
+                if left is not None and (left := ends - time.monotonic() - wait) <= 0:
+                    raise Unavailable(
+                        f"no answer within {self._client.timeout_s:g} s: {error}", reason="DEADLINE_EXCEEDED"
+                    ) from None
+                time.sleep(wait)
 
     def open_stream(self, options: CheckOptions) -> StreamOfOne:
         return _RemoteStream(self._client, options)
@@ -135,6 +143,7 @@ class Remote:
 
     def close(self) -> None:
         self._closing = True
+        self._client.close()  # ends calls under way, which may have no deadline
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,6 +1,7 @@
 """`guard check`: one text, one chat, or a file of thousands."""
 
-import sys
+import os
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -113,7 +114,7 @@ def _asked(text: str | None, chat: Path | None, completion: str | None) -> Check
                 "guard: judging the completion alone; `-` reads the prompt from stdin, which holds text", err=True
             )
         return CheckInput(None, completion)
-    if text == "-" or (text is None and not sys.stdin.isatty()):
+    if text == "-" or (text is None and not inputs.at_terminal()):
         return CheckInput(inputs.stdin_text(), completion)
     if text is None:
         raise UsageError("found nothing to check: give TEXT, --chat, --completion or --file, or pipe text in")
@@ -136,26 +137,28 @@ def _check_one(asked: CheckInput, answers: "Backend", wanted: CheckOptions, *, a
 
 def _look_at(file: Path, out: Path | None) -> None:
     """Finds what is wrong with the files before a model is loaded. A named pipe can be opened only once."""
-    if str(file) != "-" and not file.is_fifo():
+    stdin = str(file) == "-"
+    if not stdin and not file.is_fifo():
         with file.open("rb"):
             pass
-        if out is not None and out.exists() and out.samefile(file):
-            raise UsageError(f"--out {out} is the file that --file reads: it would be overwritten")
+    if out is not None and out.is_file():
+        with suppress(OSError):  # stdin may be no file at all
+            read = os.fstat(inputs.stdin().fileno()) if stdin else file.stat()
+            if os.path.samestat(read, out.stat()):
+                raise UsageError(f"--out {out} is the file that --file reads: it would be overwritten")
     if out is not None and not out.is_fifo():
         with out.open("ab"):
             pass
 
 
 def _check_file(file: Path, out: Path | None, answers: "Backend", wanted: CheckOptions) -> int:
-    from contextlib import ExitStack
-
     from guard.cli import rows, terminal
     from guard.cli.progress import Progress
 
     counts: dict[Action, int] = dict.fromkeys(Action, 0)
     unassessed = 0
     with ExitStack() as stack:
-        stream = sys.stdin.buffer if str(file) == "-" else stack.enter_context(file.open("rb"))
+        stream = inputs.stdin() if str(file) == "-" else stack.enter_context(file.open("rb"))
         total = None if not file.is_file() else rows.count(file)
         sink = stack.enter_context(out.open("w", encoding="utf-8")) if out else None
         progress = stack.enter_context(Progress("check", "rows", total))

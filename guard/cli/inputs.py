@@ -8,7 +8,7 @@ import stat
 import sys
 import termios
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from guard.errors import InvalidInput
 from guard.records import Message, Role
@@ -25,16 +25,27 @@ def decode(raw: bytes, where: str) -> str:
         ) from None
 
 
+def stdin() -> BinaryIO:
+    """Raises InvalidInput where it is closed."""
+    if sys.stdin is None:
+        raise InvalidInput("stdin is closed: nothing can be read from it", reason="EMPTY_TEXT")
+    return sys.stdin.buffer
+
+
+def at_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
+
+
 def stdin_text() -> str:
     """All of stdin, without the line end that a shell puts behind it."""
-    return decode(sys.stdin.buffer.read(), "stdin").removesuffix("\n").removesuffix("\r")
+    return decode(stdin().read(), "stdin").removesuffix("\n").removesuffix("\r")
 
 
 def text_waits_on_stdin() -> bool:
     """Whether stdin is a pipe that holds something now. Takes none of it."""
     try:
-        pipe = sys.stdin.fileno()
-    except OSError:
+        pipe = stdin().fileno()
+    except (InvalidInput, OSError):
         return False
     return stat.S_ISFIFO(os.fstat(pipe).st_mode) and any(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)))
 
@@ -42,7 +53,7 @@ def text_waits_on_stdin() -> bool:
 def chat(file: Path) -> tuple[Message, ...]:
     """A JSON list of `{"role", "content"}`; `-` reads stdin. Other keys of a message are ignored."""
     where = "chat (stdin)" if str(file) == "-" else f"chat {file}"
-    raw = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    raw = stdin().read() if str(file) == "-" else file.read_bytes()
     try:
         values = json.loads(decode(raw.removeprefix(codecs.BOM_UTF8), where))
     except (ValueError, RecursionError) as error:

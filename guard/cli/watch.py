@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from guard.cli import exits, options
+from guard.cli import exits, inputs, options
 from guard.errors import InvalidInput
 from guard.records import Action, Phase, Verdict
 
@@ -67,7 +67,7 @@ def watch(
         try:
             if prompt is not None:
                 judge(Phase.PROMPT, prompt, last=True)
-            for chunk in chunks(sys.stdin.buffer, chunk_chars):
+            for chunk in chunks(inputs.stdin(), chunk_chars):
                 judge(Phase.COMPLETION, chunk)
             action = judge(Phase.COMPLETION, None, last=True)
         finally:

@@ -43,8 +43,8 @@ class Job:
 class Batcher:
     """`run(units)` reads one batch and keeps each unit's result with the unit; it raises for the whole batch.
 
-    At most `queue_size` jobs wait or run; one more is refused at once with Exhausted. `tick` is called about once a
-    second, between batches.
+    At most `queue_size` jobs wait or run, with `queue_bytes` of text; one more is refused at once with Exhausted.
+    `tick` is called about once a second, between batches.
     """
 
     def __init__(
@@ -52,13 +52,14 @@ class Batcher:
         run: Callable[[Sequence[Any]], None],
         *,
         queue_size: int,
+        queue_bytes: int,
         batch_tokens: int,
         tick: Callable[[], None] = lambda: None,
     ) -> None:
         self._run, self._tick = run, tick
-        self._queue_size, self._batch_tokens = queue_size, batch_tokens
+        self._queue_size, self._queue_bytes, self._batch_tokens = queue_size, queue_bytes, batch_tokens
         self._jobs: deque[Job] = deque()
-        self._admitted = 0
+        self._admitted = self._bytes = 0
         self._changed = threading.Condition()
         self._closed = False
         self._long_before = False  # the latest batch was led by a job with units left
@@ -70,26 +71,34 @@ class Batcher:
     def depth(self) -> int:
         return self._admitted
 
-    def admit(self, *, always: bool = False) -> None:
-        """Takes a place in the queue. Raises Exhausted, with the time after which to try again, where none is free.
+    def admit(self, size: int = 0, *, always: bool = False) -> None:
+        """Takes a place in the queue for `size` bytes of text.
 
-        `always` takes one all the same: for callers whose number is bounded elsewhere.
+        Raises Exhausted, with the time after which to try again, where there is no room; one text finds some in an
+        empty queue whatever its size. `always` takes one all the same: for callers whose number is bounded elsewhere.
         """
         with self._changed:
-            if self._admitted >= self._queue_size and not always:
+            full = ""
+            if self._admitted >= self._queue_size:
+                full = f"{self._queue_size} requests"
+            elif self._admitted and self._bytes + size > self._queue_bytes:
+                full = f"{self._bytes} bytes of text, of {self._queue_bytes}"
+            if full and not always:
                 waiting = sum(len(job.units) for job in self._jobs)
                 wait = min(max(0.05, self._unit_s * waiting / 2), _LONGEST_WAIT)
                 raise Exhausted(
-                    f"the reader's queue is full ({self._queue_size} requests); try again in {wait:.2f} s",
+                    f"the reader's queue is full ({full}); try again in {wait:.2f} s",
                     retry_after_s=wait,
                     reason="QUEUE_FULL",
                 )
             self._admitted += 1
+            self._bytes += size
 
-    def release(self) -> None:
+    def release(self, size: int = 0) -> None:
         """Gives back a place taken by `admit`."""
         with self._changed:
             self._admitted -= 1
+            self._bytes -= size
 
     def put(self, job: Job) -> None:
         """Queues an admitted job; its place is freed when its future is done."""

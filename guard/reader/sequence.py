@@ -1,7 +1,11 @@
 """The tokens of one text as the model reads them, and the overlapping windows that a long one is read in."""
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from guard.reader.tokens import Piece
 from guard.records import Phase
@@ -14,8 +18,8 @@ class TokenSequence:
     """Token ids with the place and phase of each, growing at the end."""
 
     ids: list[int] = field(default_factory=list)
-    where: list[tuple[int, int, int]] = field(default_factory=list)  # start, end, message
     phase: list[Phase | None] = field(default_factory=list)
+    _where: "array[int]" = field(default_factory=lambda: array("i"))  # start, end and message of each; tuples are large
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -24,8 +28,19 @@ class TokenSequence:
         """`shift`: characters of the same text that stand before this piece."""
         self.ids += piece.ids
         message = max(piece.message, 0)
-        self.where += [(start + shift, end + shift, message) for start, end in piece.spans]
+        for start, end in piece.spans:
+            self._where.extend((start + shift, end + shift, message))
         self.phase += [phase if piece.message >= 0 else SCAFFOLD] * len(piece.ids)
+
+    def put(self, number: int, where: tuple[int, int, int], phase: Phase | None) -> None:
+        """Adds one token; `where`: its start, its end, and its message."""
+        self.ids.append(number)
+        self._where.extend(where)
+        self.phase.append(phase)
+
+    def places(self, begin: int = 0, end: int | None = None) -> NDArray[np.int64]:
+        """`[T, 3]`: start, end and message of tokens `begin` to `end`."""
+        return np.array(self._where[3 * begin : None if end is None else 3 * end], dtype=np.int64).reshape(-1, 3)
 
 
 @dataclass(frozen=True, slots=True)

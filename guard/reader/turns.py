@@ -165,6 +165,4 @@ class Turns:
 
     def _put(self, tokens: TokenSequence, number: int, where: tuple[int, int, int], *, scored: bool) -> None:
         sink = self._sink and not tokens.ids
-        tokens.ids.append(number)
-        tokens.where.append(where)
-        tokens.phase.append(self._phase if scored and not sink else SCAFFOLD)
+        tokens.put(number, where, self._phase if scored and not sink else SCAFFOLD)

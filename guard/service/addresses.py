@@ -128,8 +128,8 @@ def credentials(server: ServerConfig) -> Any | None:
         ) from None
     if files["tls_client_ca"]:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(cadata=pem["tls_client_ca"].decode())
-        except (ssl.SSLError, UnicodeDecodeError):
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_verify_locations(files["tls_client_ca"])
+        except ssl.SSLError:
             raise ConfigError(f"server.tls_client_ca: {files['tls_client_ca']}: found no PEM certificate") from None
     return grpc.ssl_server_credentials(
         [(pem["tls_key"], pem["tls_certificate"])],

@@ -45,8 +45,8 @@ class GuardClient:
             verdict = guard.check("some text")
 
     Every method raises the GuardError that the server raised, Unavailable where no server answers, and InvalidInput for
-    what no message can hold. `timeout_s` is the deadline of a call (of a whole stream for `watch`, where it is off
-    unless given).
+    what no message can hold. `timeout_s` is the deadline of a call (of a whole stream for `watch` and `follow`, where
+    it is off unless given).
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class GuardClient:
         timeout_s: float | None = 60.0,
     ) -> None:
         """`tls_ca` turns TLS on; `tls_certificate` and `tls_key` are the caller's own, for mTLS. Raises ConfigError."""
-        self._timeout_s = timeout_s
+        self.timeout_s = timeout_s
         options = [
             ("grpc.max_receive_message_length", -1),  # token detail of a long text is large
             # A sidecar that restarts is back in a moment: grpc itself would wait for up to two minutes.
@@ -92,11 +92,12 @@ class GuardClient:
         *,
         completion: str | None = None,
         options: CheckOptions | None = None,
+        timeout_s: float | None = None,
     ) -> Verdict:
-        """Judges a prompt (text or a chat), a completion behind it, or both."""
+        """Judges a prompt (text or a chat), a completion behind it, or both; `timeout_s`, where given, is its own."""
         with _sendable("options"):
             request = convert.input_to_proto(CheckInput(prompt, completion), options or CheckOptions())
-        return convert.verdict_from_proto(self._call(self._stub.Check, request).verdict)
+        return convert.verdict_from_proto(self._call(self._stub.Check, request, timeout_s).verdict)
 
     def watch(
         self,
@@ -175,9 +176,9 @@ class GuardClient:
         """GetPackResponse as JSON with proto field names."""
         return convert.message_to_json(self._call(self._stub.GetPack, pb.GetPackRequest()))
 
-    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+    def _call(self, method: Callable[..., Any], request: Any, timeout_s: float | None = None) -> Any:
         try:
-            return method(request, timeout=self._timeout_s)
+            return method(request, timeout=self.timeout_s if timeout_s is None else timeout_s)
         except grpc.RpcError as error:
             raise errors.from_rpc_error(error) from None
 

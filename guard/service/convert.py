@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
 from guard.assessor.observed import Progress
-from guard.errors import InvalidInput
+from guard.errors import GuardError, InvalidInput
 from guard.pack.manifest import Manifest
 from guard.records import (
     Action,
@@ -36,6 +36,8 @@ from guard.records import (
     Verdict,
 )
 from guard.service.pb.guard.v1 import guard_pb2 as pb
+
+_Named = TypeVar("_Named", Phase, HeadKind, Action, NotAssessedReason)
 
 _ROLES = {getattr(pb, f"ROLE_{role.name}"): role for role in Role}
 _PHASES = {getattr(pb, f"PHASE_{phase.name}"): phase for phase in Phase}
@@ -178,21 +180,32 @@ def _constant_part(latent: LatentId | None, name: str, tags: tuple[str, ...], ex
     return wire
 
 
+def _known(values: dict[int, _Named], number: int) -> _Named:
+    if number in values:
+        return values[number]
+    kind = type(next(iter(values.values()))).__name__
+    raise GuardError(
+        f"verdict: found {kind} {number}, expected one of {sorted(values)}: the sidecar is newer than this client",
+        reason="UNKNOWN_VALUE",
+    )
+
+
 def verdict_from_proto(verdict: pb.Verdict) -> Verdict:
+    """Raises GuardError for a value that only a newer sidecar knows."""
     return Verdict(
         request_id=verdict.request_id,
-        action=_ACTIONS[verdict.action],
+        action=_known(_ACTIONS, verdict.action),
         not_assessed=tuple(
-            NotAssessed(_REASONS[n.reason], n.detail, phase_from_proto(n.phase)) for n in verdict.not_assessed
+            NotAssessed(_known(_REASONS, n.reason), n.detail, phase_from_proto(n.phase)) for n in verdict.not_assessed
         ),
         phases=tuple(
             PhaseVerdict(
-                phase=_PHASES[p.phase],
-                action=_ACTIONS[p.action],
+                phase=_known(_PHASES, p.phase),
+                action=_known(_ACTIONS, p.action),
                 tokens_read=p.tokens_read,
                 tokens_total=p.tokens_total,
                 domains=tuple(
-                    DomainVerdict(d.domain, _ACTIONS[d.action], tuple(_head_from_proto(h) for h in d.heads))
+                    DomainVerdict(d.domain, _known(_ACTIONS, d.action), tuple(_head_from_proto(h) for h in d.heads))
                     for d in p.domains
                 ),
                 tokens=tuple(TokenDetail(t.start, t.end, t.message, dict(t.contributions)) for t in p.tokens),
@@ -209,7 +222,7 @@ def verdict_from_proto(verdict: pb.Verdict) -> Verdict:
 
 def _head_from_proto(head: pb.HeadScore) -> HeadScore:
     return HeadScore(
-        head=_HEADS[head.head],
+        head=_known(_HEADS, head.head),
         score=head.score,
         logit=head.logit,
         bias=head.bias,

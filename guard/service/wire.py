@@ -17,7 +17,7 @@ _INT, _FLOAT = np.dtype("<i4"), np.dtype("<f4")
 
 
 def request_bytes(given: TapInfo | Step, dropped: int = 0) -> bytes:
-    """An ObserveRequest; `dropped` counts the steps that were not handed over, less those told on earlier connections."""
+    """An ObserveRequest; `dropped` counts the steps not handed over, but for those told on earlier connections."""
     request = pb.ObserveRequest()
     if isinstance(given, TapInfo):
         request.hello.CopyFrom(
@@ -80,9 +80,9 @@ def read_request(wire: bytes) -> TapInfo | tuple[Step, int]:
 
 def _rows(rows: Any) -> Rows:
     for name in ("token_ids", "token", "row", "value", "probe"):
-        if len(getattr(rows, name)) % 4:
+        if (size := len(getattr(rows, name))) % 4:
             raise InvalidInput(
-                f"rows of {rows.request_id!r}: found {len(getattr(rows, name))} bytes of {name}, expected 4 of each value",
+                f"rows of {rows.request_id!r}: found {size} bytes of {name}, expected 4 of each value",
                 reason="MALFORMED_MESSAGE",
             )
     ids = np.frombuffer(rows.token_ids, _INT)

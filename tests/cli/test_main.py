@@ -262,6 +262,16 @@ def test_out_must_not_overwrite_the_file_that_is_read(guard, tmp_path):
         2, f"guard: error: --out {file} is the file that --file reads: it would be overwritten\n"
     )  # fmt: skip
     assert file.read_text() == '{"id": 1, "text": "x"}\n'
+    with file.open("rb") as stream:
+        assert guard("check", "--file", "-", "--out", file, stdin=stream).err == found.err
+    assert file.read_text() == '{"id": 1, "text": "x"}\n'
+
+
+def test_commands_that_read_stdin_say_that_it_is_closed():
+    for arguments in (["check"], ["check", "-"], ["check", "--chat", "-"]):
+        program = f"import sys; sys.stdin = None; from guard.cli.main import main; sys.exit(main({arguments!r}))"
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (1, "guard: error: stdin is closed: nothing can be read from it\n")
 
 
 def test_a_message_cannot_write_to_the_terminal(guard, tmp_path):

@@ -1,12 +1,18 @@
 """Commands against a running sidecar: real gRPC, an assessor without a model behind it."""
 
+import contextlib
 import json
 import os
 import threading
+import time
+from concurrent.futures import Future
 
 import pytest
 
-from guard.records import CheckInput
+from guard.cli.backend import Remote
+from guard.errors import Exhausted, Unavailable
+from guard.records import CheckInput, CheckOptions
+from guard.service.client import GuardClient
 from tests.service.forgetful import Forgetful
 from tests.service.running import make_config, running
 from tests.service.standin import StandIn
@@ -18,6 +24,43 @@ def address():
     config = make_config(limits={"text_bytes": 1000})
     with running(config, StandIn(config)) as found:
         yield found.address
+
+
+@contextlib.contextmanager
+def remote(standin, **client):
+    with running(standin.config, standin) as server, GuardClient(server.address, **client) as found:
+        answers = Remote(found, make_config())
+        try:
+            yield answers
+        finally:
+            answers.close()
+
+
+def test_a_row_that_a_full_sidecar_refuses_waits_no_longer_than_the_deadline():
+    class Full(StandIn):
+        def submit(self, given, options=None):
+            raise Exhausted("the reader's queue is full (1 requests)", retry_after_s=0.2, reason="QUEUE_FULL")
+
+    with remote(Full(make_config()), timeout_s=0.7) as answers:
+        started = time.monotonic()
+        with pytest.raises(Unavailable, match=r"^no answer within 0\.7 s: the reader's queue is full") as caught:
+            answers.submit(CheckInput("x"), CheckOptions()).result(5)
+        assert (caught.value.reason, time.monotonic() - started < 2) == ("DEADLINE_EXCEEDED", True)
+
+
+def test_closing_does_not_wait_for_a_sidecar_that_hangs():
+    class Hanging(StandIn):
+        def submit(self, given, options=None):
+            return Future()
+
+    with remote(Hanging(make_config(server={"grace_seconds": 0})), timeout_s=None) as answers:
+        under_way = answers.submit(CheckInput("x"), CheckOptions())
+        time.sleep(0.3)
+        started = time.monotonic()
+        answers.close()
+        assert time.monotonic() - started < 5
+    with pytest.raises(Exception, match=r".+"):
+        under_way.result(5)
 
 
 @pytest.mark.parametrize(("text", "status"), [("hello", 0), ("block me", 11)])

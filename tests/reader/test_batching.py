@@ -41,7 +41,7 @@ def gate():
             unit["batch"] = len(batches)
         batches.append([unit["size"] for unit in units])
 
-    batcher = Batcher(run, queue_size=8, batch_tokens=100)
+    batcher = Batcher(run, queue_size=8, queue_bytes=1000, batch_tokens=100)
     yield batcher, opened, batches
     opened.set()
     batcher.close()
@@ -55,7 +55,7 @@ def test_what_is_done_between_batches_may_wait_for_callers_who_wait_for_a_place(
         caller.start()
         caller.join(5)
 
-    batcher = Batcher(lambda units: None, queue_size=2, batch_tokens=8, tick=tick)
+    batcher = Batcher(lambda units: None, queue_size=2, queue_bytes=8, batch_tokens=8, tick=tick)
     try:
         assert admitted.wait(4)
     finally:
@@ -111,6 +111,18 @@ def test_a_full_queue_refuses_at_once_with_a_time_to_retry(gate):
     batcher.admit()  # places came free again
 
 
+def test_a_text_that_the_queue_has_no_room_for_is_refused_unless_it_comes_alone(gate):
+    batcher, _, _ = gate
+    batcher.admit(5000)
+    with pytest.raises(Exhausted, match=r"the reader's queue is full \(5000 bytes of text, of 1000\)"):
+        batcher.admit(1)
+    batcher.admit(1, always=True)
+    batcher.release(5000)
+    batcher.admit(999)
+    with pytest.raises(Exhausted):
+        batcher.admit(1)
+
+
 def test_a_cancelled_job_is_not_read_and_frees_its_place(gate):
     batcher, opened, batches = gate
     put(batcher, [10])
@@ -148,7 +160,7 @@ def test_a_job_may_answer_in_place_of_a_failed_batch(gate):
 @pytest.mark.parametrize(("windows", "least", "most"), [(1, 0.05, 5), (40, 10, 30), (10_000, 30, 30)])
 def test_the_time_to_retry_grows_with_what_waits(windows, least, most):
     opened = threading.Event()
-    batcher = Batcher(lambda _: opened.wait(0.2), queue_size=4, batch_tokens=10)
+    batcher = Batcher(lambda _: opened.wait(0.2), queue_size=4, queue_bytes=8, batch_tokens=10)
     try:
         put(batcher, [10]).result(5)  # a batch takes 0.2 s
         for _ in range(4):

@@ -49,7 +49,7 @@ def test_scaffold_and_places_are_those_of_the_chat(tokenizer, system, size):
         found = read(tokenizer, wanted.ids, prompt_tokens, size)
         assert found.ids == wanted.ids
         assert found.phase == wanted.phase
-        for where, expected, phase in zip(found.where, wanted.where, found.phase, strict=True):
+        for where, expected, phase in zip(found.places().tolist(), wanted.places().tolist(), found.phase, strict=True):
             assert phase is None or where == expected
 
 
@@ -67,7 +67,7 @@ def test_a_text_without_a_template_counts_from_its_first_token_which_is_not_scor
     piece = tokenizer.text("Once upon a 🙂 time")
     found = read(tokenizer, piece.ids, len(piece.ids), 2)
     assert found.phase == [None] + [Phase.PROMPT] * (len(piece.ids) - 1)
-    assert [(start, end) for start, end, _ in found.where] == piece.spans
+    assert [(start, end) for start, end, _ in found.places().tolist()] == piece.spans
 
 
 def test_the_bytes_of_all_tokens_make_the_text(model_folder):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guard import records
-from guard.errors import InvalidInput
+from guard.errors import GuardError, InvalidInput
 from guard.records import CheckInput, CheckOptions, LatentId, Message, NotAssessed, NotAssessedReason, Phase, Role
 from guard.service import convert
 from guard.service.pb.guard.v1 import guard_pb2 as pb
@@ -131,3 +131,12 @@ def test_a_pack_shows_its_figures_and_null_for_what_is_no_number():
     assert found["heads"][0] == {"domain": "violence", "head": "HEAD_KIND_HARM", "flag_at": 0.5}
     assert found["sources"] == [{"name": "texts", "licence": "CC0-1.0", "use": "fitting"}]
     json.dumps(found, allow_nan=False)
+
+
+def test_a_value_that_only_a_newer_sidecar_knows_is_named():
+    message = convert.verdict_to_proto(make_verdict("x"))
+    message.action = 99
+    with pytest.raises(
+        GuardError, match=r"verdict: found Action 99, expected one of \[1, 2, 3, 4\]: the sidecar is newer"
+    ):
+        convert.verdict_from_proto(message)

@@ -179,6 +179,8 @@ def pki(tmp_path_factory):
     for name in ("server", "caller"):
         write_pair(folder, name, authority)
     write_pair(folder, "stranger")
+    (folder / "empty.pem").touch()
+    (folder / "named.pem").write_bytes("# Autorität\n".encode() + (folder / "ca.pem").read_bytes())
     return folder
 
 
@@ -196,8 +198,9 @@ def test_tls(pki):
                 client.check("x")
 
 
-def test_mutual_tls(pki):
-    config = make_config(server=tls(pki, tls_client_ca=pki / "ca.pem"))
+@pytest.mark.parametrize("authority", ["ca.pem", "named.pem"])  # one with a comment that is not ASCII
+def test_mutual_tls(pki, authority):
+    config = make_config(server=tls(pki, tls_client_ca=pki / authority))
     own = {"tls_certificate": pki / "caller.pem", "tls_key": pki / "caller.key"}
     other = {"tls_certificate": pki / "stranger.pem", "tls_key": pki / "stranger.key"}
     with running(config, StandIn(config)) as server:
@@ -229,6 +232,7 @@ def test_mutual_tls(pki):
             ),
         ),
         ({"tls_client_ca": "ca.key"}, "server.tls_client_ca: {}/ca.key: found no PEM certificate"),
+        ({"tls_client_ca": "empty.pem"}, "server.tls_client_ca: {}/empty.pem: found no PEM certificate"),
     ],
 )
 def test_tls_files_that_cannot_be_used_are_named(pki, change, message):
