@@ -64,7 +64,7 @@ def on_worker(assessor: Assessor, work: Callable[[], object]) -> None:
         if error is not None:
             raise error
 
-    assessor.batcher.put(Job(deque([work]), lambda _: 1, finish, future, alone=True))
+    assessor.batcher.put(Job(deque([work]), lambda _: 1 << 30, finish, future))
     future.result()
 
 

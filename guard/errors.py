@@ -13,6 +13,11 @@
 `reason` is an AIP-193 reason (UPPER_SNAKE_CASE): stable, for programs; the message is for people.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class GuardError(Exception):
     """Base class; never raised itself."""
@@ -67,3 +72,10 @@ class PackError(GuardError):
         return cls(
             f"{file}: {key}: found {found}, expected {expected}", file=file, key=key, found=found, expected=expected
         )
+
+
+def first_problem(error: "ValidationError") -> str:
+    """Where a record's first fault lies, and what it is."""
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    return f"{key}: {first['msg']}" if key else str(first["msg"])

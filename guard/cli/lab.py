@@ -32,8 +32,7 @@ Examples:
   torchrun --nproc-per-node 4 --no-python \\
       guard lab train --config search --activations runs/activations --out runs/suite
 
-Shipped suites: search (44 SAEs, to choose among), reference (the SAEs of the shipped pack), residual (those of the
-pack before: three depths) and residual-zh (trains these on to more Chinese, with --from).
+Shipped suites: search (44 SAEs, to choose among) and reference (the SAEs of the shipped pack).
 A run that was stopped goes on from its last checkpoint, also with another number of processes."""
 
 

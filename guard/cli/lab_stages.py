@@ -225,6 +225,9 @@ def build(
     fitted: Fitted,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="The pack's folder.")],
     manifests: Manifests = None,
+    version: Annotated[
+        str, typer.Option("--pack-version", metavar="V", help="The version that the pack bears.")
+    ] = "0.1.0",
 ) -> None:
     """Fit the heads that ship, on every source that they may be fitted on, and write the pack."""
     from guard.cli.progress import Progress
@@ -232,7 +235,13 @@ def build(
 
     with Progress("build", "texts read again") as progress:
         made = stages.build(
-            saes=saes, texts=texts, fitted=fitted, manifests=manifests, out=out, progress=progress.update
+            saes=saes,
+            texts=texts,
+            fitted=fitted,
+            manifests=manifests,
+            version=version,
+            out=out,
+            progress=progress.update,
         )
     typer.echo(f"{out}: pack written, hash {made[:12]}")
 

@@ -15,7 +15,7 @@ from guard.kernels.reference import ReferenceEncoder
 def _triton(rows: torch.dtype = torch.float32) -> Encoder:
     if find_spec("triton") is None:
         raise ConfigError(
-            "encode.backend: found 'triton' and no package of that name, expected pip install 'sae-guard[cuda]'"
+            "encode.backend: found no package 'triton', which it runs on, expected pip install 'sae-guard[cuda]'"
         )
     from guard.kernels.gpu import FusedEncoder  # imports triton, which every other choice does without
 

@@ -28,7 +28,7 @@ def device_or_raise() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     raise ConfigError(
-        f"encode.backend: found 'triton' and no CUDA device (torch {torch.__version__}), expected one, "
+        f"encode.backend: found no CUDA device for triton (torch {torch.__version__}), expected one, "
         f"or TRITON_INTERPRET=1 in the environment for Triton's interpreter, which is slow"
     )
 

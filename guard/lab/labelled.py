@@ -15,9 +15,10 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from guard.errors import InvalidInput
+from guard.errors import InvalidInput, first_problem
 from guard.records import HeadKind, Message, Role
 
+PAIRS = "own_pairs"  # the source of the contrast pairs' rows
 DOMAINS = ("pornography", "politics", "violence", "terror")
 ANNOTATED = "annotated_"  # what the sources' names begin with whose labels are ours, see guard.lab.annotated
 OURS = ("own_", ANNOTATED)  # fitted and calibrated on; no AUROC is computed on them
@@ -108,7 +109,7 @@ class Row(BaseModel):
     @property
     def group(self) -> str:
         """What is held out together when sources are judged."""
-        if self.own and self.source != "own_pairs":
+        if self.own and self.source != PAIRS:
             # Written to four plans: were all held out together, too little that is permissive would be left to fit on.
             letter = _PLAN_LETTER.search(self.id)
             return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
@@ -141,7 +142,7 @@ def target(row: Row, domain: str, head: HeadKind) -> bool | None:
     """What a head should say of a row; None where the row's source cannot tell."""
     labelled = domain in row.label_domains
     if head is HeadKind.HARM:
-        if labelled and row.source == "own_pairs":
+        if labelled and row.source == PAIRS:
             # Half of these sub-domains' pairs wish or ask for harm: a weak sign. Of the others nothing is known.
             return True if row.id.split("/")[1] in _HARMFUL_SUBDOMAINS else None
         if labelled:
@@ -200,7 +201,7 @@ def own_rows() -> list[Row]:
                     id=f"{pair.id}/{'with' if labels else 'without'}",
                     text=text,
                     lang=pair.lang,
-                    source="own_pairs",
+                    source=PAIRS,
                     label_domains=labels,
                     scope=(pair.domain,),
                     kind="topical" if labels else "benign",
@@ -247,7 +248,7 @@ def written_rows() -> list[Row]:
 
 
 def lookalike_rows() -> list[Row]:
-    """Harmless look-alikes, kept for judging: never used in choosing, fitting or calibrating."""
+    """Harmless look-alikes, kept for judging: never fitted or calibrated on."""
     return [
         Row(
             id=line["id"],
@@ -270,7 +271,7 @@ def in_chats(rows: Iterable[Row], seed: int) -> list[Row]:
     result = []
     for row in rows:
         draw = random.Random(f"{seed} {row.source} {row.id}")
-        if row.source != "own_pairs" and (not row.own or draw.random() < 0.5):
+        if row.source != PAIRS and (not row.own or draw.random() < 0.5):
             frame: Frame = "prompt" if draw.random() < 2 / 3 else "completion"
             result.append(row.model_copy(update={"frame": frame}))
     return result
@@ -308,5 +309,4 @@ def _parse(file: Path, number: int, line: str) -> Row:
     try:
         return Row.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InvalidInput(f"{file}:{number}: {first_problem(error)}") from None

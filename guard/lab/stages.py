@@ -135,7 +135,8 @@ def strengths(
     The SAEs of a hook point are pooled together, and kept before those of the next: a killed run loses one hook point.
     Progress counts the shards that an SAE has encoded.
     """
-    digest = shards.described(texts).sources[0][:12]
+    harvest = shards.described(texts).model_dump_json()  # its dtype and context too, beside the texts' digest
+    digest = hashlib.sha256(harvest.encode()).hexdigest()[:12]
     files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
     absent: dict[str, list[FullSae]] = {}
     for sae in suite:
@@ -290,6 +291,7 @@ def build(
     texts: Sequence[Path],
     fitted: Path,
     manifests: Path | None,
+    version: str,
     out: Path,
     progress: Progress = lambda _done, _all: None,
 ) -> str:
@@ -307,6 +309,7 @@ def build(
         texts=texts[0],
         licences=licences(manifests),
         explained=kept(fitted / _EXPLAINED),
+        version=version,
         out=out,
         progress=progress,
     )

@@ -145,12 +145,10 @@ class CaseLine(_Strict):
     known: Literal["pass", "miss"] = "pass"  # a miss is shipped as such: what the pack is known to get wrong
 
 
-def read_manifest(file: Path) -> Manifest:
-    """Raises PackError naming the file, the key, what was found and what was expected."""
+def read_manifest(data: bytes, file: Path) -> Manifest:
+    """Raises PackError naming the file that holds `data`, the key, what was found and what was expected."""
     try:
-        values = tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PackError(f"{file}: found no such file, expected a pack's {MANIFEST}") from None
+        values = tomllib.loads(data.decode())
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise PackError(f"{file}: {error}") from None
     if values.get("format") != FORMAT:

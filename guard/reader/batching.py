@@ -34,7 +34,6 @@ class Job:
     size: Callable[[Any], int]  # padded tokens of a unit
     finish: Callable[[Exception | None], object]
     future: "Future[Any]" = field(default_factory=Future)
-    alone: bool = False  # a unit that cannot share a batch
     serial: bool = False  # a unit builds on the one before: no two of them share a batch
     queued_at: float = field(default_factory=time.perf_counter)
     started_at: float | None = None
@@ -148,21 +147,19 @@ class Batcher:
             if job.future.cancelled():
                 continue
             size = job.size(job.units[0])
-            if picked and (job.alone or not self._joins(size, longest, len(picked))):
+            if picked and not self._joins(size, longest, len(picked)):
                 waiting.append(job)
                 continue
             job.started_at = job.started_at or time.perf_counter()
             picked.append((job, job.units.popleft()))
             longest = max(longest, size)
-            if job.alone:
-                break
         waiting.extend(self._jobs)
         self._jobs = waiting
         self._long_before = bool(picked and picked[0][0].units)
         more = deque(job for job, _ in picked if not waiting and not job.serial)
         while more:
             job = more.popleft()
-            if job.units and not job.alone and self._joins(job.size(job.units[0]), longest, len(picked)):
+            if job.units and self._joins(job.size(job.units[0]), longest, len(picked)):
                 longest = max(longest, job.size(job.units[0]))
                 picked.append((job, job.units.popleft()))
                 more.append(job)

@@ -257,7 +257,7 @@ class TorchTap:
         """Hits of all hook points in the order of their tokens; None where an activation is not finite."""
         parts: list[Encoded] = []
         for x, rows in zip(taken, self._rows, strict=True):
-            parts.append(self._encode(x if self._encode.name == "triton" else x.cpu(), rows))
+            parts.append(self._encode(x if self._encode.name.startswith("triton") else x.cpu(), rows))
             if not parts[-1].finite:
                 return None
         token = np.concatenate([np.asarray(part.token) for part in parts])

@@ -9,37 +9,40 @@ import pytest
 
 from guard.cli.main import app
 
+GROUPS = [[], ["features"], ["pack"], ["weights"], ["config"], ["tap"], ["lab"]]
 COMMANDS = [
-    [],
     ["check"],
     ["watch"],
     ["serve"],
     ["demo"],
     ["export"],
-    ["tap", "compare"],
-    ["features"],
     ["features", "list"],
     ["features", "show"],
-    ["pack"],
     ["pack", "check"],
     ["pack", "show"],
     ["weights", "fetch"],
     ["config", "show"],
-    ["lab"],
+    ["tap", "compare"],
     ["lab", "harvest"],
     ["lab", "train"],
     ["lab", "contrast"],
+    ["lab", "compare"],
+    ["lab", "candidates"],
+    ["lab", "explain"],
+    ["lab", "simulate"],
+    ["lab", "judge"],
+    ["lab", "reopen"],
     ["lab", "fit"],
     ["lab", "evaluate"],
-    ["lab", "reopen"],
     ["lab", "build"],
+    ["lab", "report"],
 ]
 
 
 def test_help_loads_nothing_heavy():
     program = (
         "import sys; from guard.cli.main import main\n"
-        f"for command in {COMMANDS!r}: assert main([*command, '--help']) == 0, command\n"
+        f"for command in {[*GROUPS, *COMMANDS]!r}: assert main([*command, '--help']) == 0, command\n"
         "print(*sorted({'torch', 'transformers', 'sae_lens', 'sklearn', 'grpc', 'numpy', 'google.protobuf'} & set(sys.modules)),"
         " file=sys.stderr)"
     )
@@ -48,7 +51,7 @@ def test_help_loads_nothing_heavy():
     assert done.stderr.split() == []
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c not in ([], ["features"], ["pack"], ["lab"])])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_shows_examples(guard, command):
     assert "Examples:\n" in guard(*command, "--help").out
 
@@ -60,11 +63,14 @@ def test_help_tells_the_exit_codes(guard):
 
 
 def test_every_command_is_covered_here():
-    listed = {tuple(c) for c in COMMANDS}
-    for command in app.registered_commands:
-        assert (command.callback.__name__,) in listed
-    for group in app.registered_groups:
-        assert any(c[0] == group.name for c in listed if c)
+    groups = [([], app), *(([group.name], group.typer_instance) for group in app.registered_groups)]
+    commands = [
+        [*path, command.name or command.callback.__name__]
+        for path, group in groups
+        for command in group.registered_commands
+    ]
+    assert sorted(GROUPS) == sorted(path for path, _ in groups)
+    assert sorted(COMMANDS) == sorted(commands)
 
 
 def test_version(guard):
@@ -180,7 +186,7 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["weights", "fetch", "absent"], "model 'absent': found no such folder, expected 'smollm2-135m-instruct' or a Hugging Face folder"),
         (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
         (["lab", "train", "--config", "search", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
-        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: reference, residual, residual-zh, search"),
+        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: reference, search"),
         (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
         (["lab", "evaluate", "--saes", "s", "--texts", "t", "--fitted", "absent"], "absent/fit.json: No such file or directory"),
         (["lab", "build", "--saes", "absent", "--texts", "t", "--fitted", "f", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),

@@ -36,13 +36,13 @@ except ConfigError as error:
     assert done.returncode == 0, done.stderr
     first, second = done.stdout.splitlines()
     assert first == "cpu False"
-    assert second.startswith("encode.backend: found 'triton' and no CUDA device (torch 2.")
+    assert second.startswith("encode.backend: found no CUDA device for triton (torch 2.")
     assert "expected one, or TRITON_INTERPRET=1" in second
 
 
 def test_triton_that_is_not_installed_is_an_error(monkeypatch):
     monkeypatch.setattr(choice, "find_spec", lambda _: None)
-    with pytest.raises(ConfigError, match=r"found 'triton' and no package of that name, expected pip install"):
+    with pytest.raises(ConfigError, match=r"found no package 'triton', which it runs on, expected pip install"):
         choice.choose("triton")
 
 

@@ -135,7 +135,7 @@ def rewrite():
 
     def change(folder, name, data):
         (folder / name).write_bytes(data)
-        manifest = read_manifest(folder / "manifest.toml")
+        manifest = read_manifest((folder / "manifest.toml").read_bytes(), folder)
         files = {**manifest.files, name: hashlib.sha256(data).hexdigest()}
         changed = manifest.model_copy(update={"files": files})
         (folder / "manifest.toml").write_bytes(sealed(manifest_toml(changed).encode()))

@@ -151,7 +151,7 @@ def test_a_written_folder_can_be_read_by_others(folder):
     count=st.integers(0, 2**70),
 )
 def test_any_manifest_reads_back_equal(lasting_folder, tmp_path_factory, text, number, files, flag_at, count):
-    sound = read_manifest(lasting_folder / "manifest.toml")
+    sound = read_manifest((lasting_folder / "manifest.toml").read_bytes(), lasting_folder)
     manifest = sound.model_copy(
         update={
             "description": text,
@@ -164,4 +164,4 @@ def test_any_manifest_reads_back_equal(lasting_folder, tmp_path_factory, text, n
     )
     file = tmp_path_factory.getbasetemp() / "manifest.toml"
     file.write_bytes(manifest_toml(manifest).encode())
-    assert read_manifest(file) == manifest
+    assert read_manifest(file.read_bytes(), file) == manifest

@@ -11,7 +11,7 @@ from guard.errors import Exhausted
 from guard.reader.batching import Batcher, Job
 
 
-def put(batcher, sizes, *, alone=False, bad=False):
+def put(batcher, sizes, *, bad=False):
     units = deque({"size": size, "bad": bad} for size in sizes)
     kept = list(units)
     batcher.admit()
@@ -23,7 +23,7 @@ def put(batcher, sizes, *, alone=False, bad=False):
             raise error
         return [unit.get("batch") for unit in kept]
 
-    batcher.put(Job(units, lambda unit: unit["size"], finish, future, alone=alone))
+    batcher.put(Job(units, lambda unit: unit["size"], finish, future))
     return future
 
 

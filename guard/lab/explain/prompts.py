@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
-from guard.errors import InvalidInput
+from guard.errors import InvalidInput, first_problem
 from guard.lab import labelled
 from guard.lab.explain.records import Evidence, Kind, Task, Window
 
@@ -102,7 +102,7 @@ def said(answer: dict[str, Any]) -> Said:
         first = error.errors()[0]
         if first["type"] == "value_error":
             raise InvalidInput(str(first["ctx"]["error"])) from None
-        raise InvalidInput(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InvalidInput(first_problem(error)) from None
 
 
 def check(_task: Task, answer: dict[str, Any]) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from guard.errors import InvalidInput
+from guard.errors import InvalidInput, first_problem
 
 Kind = Literal["top", "middle", "near_miss", "silent"]
 Part = Literal["show", "test"]
@@ -113,6 +113,4 @@ def _parse(schema: type[T], line: str, where: str) -> T:
     try:
         return schema.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise InvalidInput(f"{where}: {f'{key}: ' if key else ''}{first['msg']}") from None
+        raise InvalidInput(f"{where}: {first_problem(error)}") from None

@@ -1,7 +1,7 @@
 """Which texts are worth showing for each latent: all texts are read once, shard by shard, for all latents together."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,8 +22,7 @@ class Reading:
         self.hook_point, self.latents = sae.hook_point, torch.from_numpy(latents)
         self._sae, self._alone = sae, sae.subset_exact
         if self._alone:  # else a latent fires only if it is among the largest of all
-            rows = {name: getattr(sae, name)[self.latents] for name in ("enc_rows", "bias", "threshold")}
-            self._sae = replace(sae, **rows)
+            self._sae = sae.rows(self.latents)
         self.width = self._sae.width
 
     def excess(self, x: Tensor, chosen: Tensor | None = None) -> Tensor:

@@ -119,9 +119,8 @@ class _Readers:
         inside = np.array(place.begins) - place.begins[0]
         result = np.zeros((len(inside), self._width), dtype=np.float32)
         for columns, reading, scale in self._parts:
-            every = torch.arange(len(columns))
-            excess = reading.excess(shard[reading.hook_point][first + place.begins[0] : first + place.stop], every)
-            active = torch.where(excess > 0, excess + reading.threshold(every), 0.0)  # [T, n]
+            x = shard[reading.hook_point][first + place.begins[0] : first + place.stop]
+            active = reading.activations(x, torch.arange(len(columns)))  # [T, n]
             result[:, columns] = np.maximum.reduceat(active.numpy() / scale, inside, axis=0)
         return result
 

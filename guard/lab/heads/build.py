@@ -43,8 +43,6 @@ from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
 
-PACK_VERSION = "0.7.0"
-
 # What the project's own sentences are listed as among the sources.
 _OWN_LICENCE = "Apache-2.0 (written for this project)"
 
@@ -61,6 +59,7 @@ def build_pack(
     texts: Path,
     licences: dict[str, str],
     explained: Sequence[Explained],
+    version: str,
     out: Path,
     progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> str:
@@ -91,7 +90,7 @@ def build_pack(
     manifest = Manifest(
         format=FORMAT,
         id=f"{harvested.model}/{out.name}",
-        version=PACK_VERSION,
+        version=version,
         description="Safety latents of BatchTopK SAEs on the residual stream, with dense probe rows.",
         calibrated=True,
         model=ModelSection(
@@ -172,7 +171,7 @@ def _replayed(assessor: Assessor, cases: Sequence[CaseLine]) -> list[CaseLine]:
 def lookalike_figures(
     design: Design, heads: Sequence["CalibratedHead"], *, in_chats: bool = False
 ) -> dict[str, Any] | None:
-    """Harmless look-alikes, used nowhere else, that the finished heads would flag; None where there are none."""
+    """Harmless look-alikes that the finished heads would flag; None where there are none."""
     held = np.flatnonzero(design.lookalike & (design.in_chat == in_chats))
     if not len(held):
         return None

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from guard.lab.heads.evaluate import OutOfFold, mixed, probe_share
-from guard.lab.heads.fit import HEADS, Design, Linear, calibrate, choose_latents, fit_head, mix
+from guard.lab.heads.fit import HEADS, WEAK_WEIGHT, Design, Linear, calibrate, choose_latents, fit_head, mix
 from guard.pack.manifest import HeadSection
 from guard.records import HeadKind
 
@@ -68,11 +68,11 @@ def source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_])
     for source in np.unique(design.source[seen]):
         part = seen & (design.source == source)
         weights[part] = 1 / np.sqrt(part.sum())
-    return weights * np.where(design.weak, 0.3, 1.0)
+    return weights * np.where(design.weak, WEAK_WEIGHT, 1.0)
 
 
 def _cut(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
-    """The score that `share` of the weight lies above."""
+    """The highest score at which, or above it, `share` of the weight lies: one row more than below that share."""
     order = np.argsort(-scores)
     behind = np.cumsum(weights[order]) / weights.sum()
     return float(scores[order][np.searchsorted(behind, share)])

@@ -12,6 +12,7 @@ from guard.lab.heads.features import LatentStats
 from guard.lab.heads.fit import Design, contrast_scores
 from guard.lab.heads.shown import shown
 from guard.lab.labelled import Pair
+from guard.lab.search.contrast import firing_difference, pair_rows
 from guard.lab.suite.sae import FullSae
 from guard.pack.manifest import LatentLine
 from guard.reader.tokens import TextTokenizer
@@ -86,11 +87,9 @@ def _domains(row: int, by_domain: dict[str, NDArray[np.float32]], favoured: dict
 
 
 def _subdomain_scores(design: Design, pairs: Sequence[Pair]) -> dict[str, NDArray[np.float32]]:
-    place = {row.id: i for i, row in enumerate(design.rows) if row.source == "own_pairs"}
     result = {}
     for name in dict.fromkeys(pair.subdomain for pair in pairs):
-        ids = [pair.id for pair in pairs if pair.subdomain == name]
-        with_ = design.fires[[place[f"{i}/with"] for i in ids]]
-        without = design.fires[[place[f"{i}/without"] for i in ids]]
-        result[name] = ((with_ & ~without).mean(axis=0) - (without & ~with_).mean(axis=0)).astype(np.float32)
+        with_, without = pair_rows(design.rows, [pair for pair in pairs if pair.subdomain == name])
+        forward, backward = firing_difference(design.fires[with_], design.fires[without])
+        result[name] = forward - backward
     return result

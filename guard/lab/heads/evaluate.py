@@ -1,7 +1,9 @@
 """Evaluate: every head judged on sources that it has not seen, in four columns.
 
-Whole groups of sources are held out in turn; the latents are chosen, and all columns fitted, without them. Rows with a
-noisy mapping are left out, but where a source has no other negatives (then `weak_negatives` says so).
+Whole groups of sources are held out in turn; the latents are chosen, and all columns fitted, without them. Where heads
+keep to explained latents, that choice came before, with the labels of all sources that may be fitted on: those that may
+not are the clean ones. Rows with a noisy mapping are left out, but where a source has no other negatives (then
+`weak_negatives` says so).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -251,11 +253,3 @@ def _tfidf_logits(
     model = LogisticRegression(C=10.0, max_iter=200, solver="liblinear")
     model.fit(scaler.transform(words[rows]), y[rows], sample_weight=weights)  # type: ignore[index]
     return np.asarray(model.decision_function(scaler.transform(words[test])))  # type: ignore[index]
-
-
-def mean_auroc(figures: Sequence[Figure], column: str) -> dict[str, float]:
-    """By head, the plain mean over sources."""
-    by_head: dict[str, list[float]] = {}
-    for figure in figures:
-        by_head.setdefault(f"{figure.domain}.{figure.head.value}", []).append(figure.auroc[column])
-    return {head: float(np.mean(values)) for head, values in by_head.items()}

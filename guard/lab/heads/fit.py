@@ -1,8 +1,8 @@
 """Fit: which latents each domain keeps, and the heads over them.
 
-features   latents: pooled activations of the chosen latents; dense: mean activations; both scaled to unit variance
-model      logistic regression, L2, signed; every source counts alike, so that no source's quirks rule
-columns    probe (dense only), latents, combined (both); the combined head is what ships
+features   latents: pooled activations of the chosen latents; dense: mean activations; scaled half way to unit spread
+model      logistic regression, L2, signed; a source counts by the root of its size, so that no large one rules
+columns    probe (dense only), latents, combined (a mix of the logits of these two); the combined head is what ships
 """
 
 import re
@@ -19,8 +19,8 @@ from sklearn.linear_model import LogisticRegression
 from guard.errors import InvalidInput
 from guard.lab.heads.features import Floats, PooledTexts
 from guard.lab.heads.passages import Passages
-from guard.lab.labelled import DOMAINS, Row, pairs, target
-from guard.lab.search.contrast import PAIRS, firing_difference, pair_rows
+from guard.lab.labelled import DOMAINS, PAIRS, Row, pairs, target
+from guard.lab.search.contrast import firing_difference, pair_rows
 from guard.records import HeadKind
 
 Bools = NDArray[np.bool_]

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from guard.errors import InvalidInput
+from guard.errors import InvalidInput, first_problem
 from guard.lab.search.candidates import Candidate
 from guard.lab.search.detect import Prediction
 from guard.lab.search.precision import Summary
@@ -27,8 +27,7 @@ def read_candidates(file: Path) -> tuple[list[Candidate], Summary]:
         try:
             found.append(Candidate.model_validate_json(line))
         except ValidationError as error:
-            first = error.errors()[0]
-            raise InvalidInput(f"{file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise InvalidInput(f"{file}:{number}: {first_problem(error)}") from None
     return found, _read(summary, TypeAdapter(Summary))
 
 
@@ -48,8 +47,7 @@ def _read(file: Path, adapter: TypeAdapter[ReadT]) -> ReadT:
     except (ValidationError, json.JSONDecodeError) as error:
         if isinstance(error, json.JSONDecodeError):
             raise InvalidInput(f"{file}: {error}") from None
-        first = error.errors()[0]
-        raise InvalidInput(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InvalidInput(f"{file}: {first_problem(error)}") from None
 
 
 RowT = TypeVar("RowT", bound=BaseModel)

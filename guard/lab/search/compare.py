@@ -12,7 +12,7 @@ from typing import Literal, TypeVar
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from guard.errors import InvalidInput
+from guard.errors import InvalidInput, first_problem
 from guard.lab.search.detect import Prediction
 from guard.lab.search.rank import CurvePoint
 
@@ -139,5 +139,4 @@ def _read(file: Path, kind: TypeAdapter[ReadT]) -> ReadT:
     try:
         return kind.validate_json(file.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        raise InvalidInput(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise InvalidInput(f"{file}: {first_problem(error)}") from None

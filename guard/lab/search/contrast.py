@@ -20,11 +20,10 @@ from pydantic import BaseModel
 
 from guard.errors import InvalidInput
 from guard.lab.heads.features import Floats
-from guard.lab.labelled import Pair, Row
+from guard.lab.labelled import PAIRS, Pair, Row
 
 THRESHOLDS = (0.05, 0.1, 0.2, 0.3, 0.5)
 ALL = "*"
-PAIRS = "own_pairs"  # the source of the pairs' rows
 _FLIPS = 16  # random exchanges of sides that `excess_null` is a mean over
 
 

@@ -22,8 +22,8 @@ from sklearn.metrics import roc_auc_score
 from guard.lab.heads.evaluate import judging_sources
 from guard.lab.heads.features import PooledTexts
 from guard.lab.heads.fit import HEADS, Design, FitConfig, choose_latents, fit_head
-from guard.lab.labelled import Row
-from guard.lab.search.contrast import ALL, PAIRS
+from guard.lab.labelled import PAIRS, Row
+from guard.lab.search.contrast import ALL
 from guard.lab.search.rank import METRICS, CurvePoint, metric
 from guard.lab.search.splits import split_groups, without_features
 

@@ -8,8 +8,7 @@ from numpy.typing import NDArray
 from guard.lab.heads.evaluate import judging_sources
 from guard.lab.heads.features import PooledTexts
 from guard.lab.heads.fit import HEADS, Design, FitConfig, Head
-from guard.lab.labelled import Pair, Row
-from guard.lab.search.contrast import PAIRS
+from guard.lab.labelled import PAIRS, Pair, Row
 
 _LEAST = 10  # positives and negatives of a stratum
 

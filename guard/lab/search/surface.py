@@ -1,7 +1,7 @@
 """Surface forms: latents that fire on a character, a token or a language, whatever is said in it."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -73,9 +73,7 @@ def token_use(
 def _firings(sae: FullSae, chosen: NDArray[np.int64], blocks: Sequence[Tensor], token: Tensor, tokens: int) -> Tensor:
     """How often each of the chosen latents fires on each token, `[C, tokens]`."""
     rows = torch.from_numpy(chosen)
-    part = sae
-    if sae.subset_exact:
-        part = replace(sae, enc_rows=sae.enc_rows[rows], bias=sae.bias[rows], threshold=sae.threshold[rows])
+    part = sae.rows(rows) if sae.subset_exact else sae
     counts = torch.zeros(len(rows) * tokens, dtype=torch.int32)
     for x, ids in zip(blocks, token.split([len(block) for block in blocks]), strict=True):
         acts = part.encode(x)
