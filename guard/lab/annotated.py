@@ -24,8 +24,8 @@ _DIALOGUES_FILE, _DIALOGUES_COUNT = Path("corpus", "safety_dialogue.txt.gz"), 22
 _DIALOGUE_CHARACTERS = 1000  # whole turns up to here, a question and its answer at least
 _LONGEST = 1400  # of question and answer, which are cut there
 
-# Whole documents of a corpus under one permissive licence, cut where their own digest says: long texts, which no labelled
-# source has. By source: the file, how many of its documents (what follows has other licences), the licence.
+# Documents of a corpus, cut where their own digest says: long texts, which no labelled source has. By source: the file,
+# how many of its documents (what follows has other licences), the licence.
 _EXCERPTS = {
     "gutenberg": (Path("corpus", "literature.txt.gz"), 840, "public domain"),
     "film_reviews": (Path("corpus", "reviews_webtext.txt.gz"), 1917, "CC BY 4.0"),
@@ -37,8 +37,10 @@ _LETTERS = {"p": "pornography", "o": "politics", "v": "violence", "t": "terror"}
 # Its labels are used where they made heads tell better on sources that nothing is fitted on. It calls fewer texts
 # terror than labelled sources do (a third of theirs), and more headlines and posts politics.
 _SPOKEN = ("pornography", "violence")
-_SPOKEN_IN_DIALOGUES = ("pornography", "politics", "violence")
-_SPOKEN_IN_EXCERPTS = ("pornography", "politics", "violence", "terror")
+_SPOKEN_IN: dict[str, tuple[str, ...]] = {
+    DIALOGUES: ("pornography", "politics", "violence"),
+    **dict.fromkeys(_EXCERPTS, ("pornography", "politics", "violence", "terror")),
+}
 # Sexist posts, many of them of bodies and sex: to call these no pornography set its threshold, and told nothing.
 _UNSPOKEN = {"edos_threats": ("pornography",)}
 
@@ -80,8 +82,7 @@ def annotations() -> list[Annotation]:
 
 def relabelled(row: Row, labels: str) -> Row | None:
     """The row with these labels in place of its own, in the domains that its own say nothing of; None where in none."""
-    spoken = _SPOKEN_IN_DIALOGUES if row.source == DIALOGUES else _SPOKEN
-    spoken = _SPOKEN_IN_EXCERPTS if row.source in _EXCERPTS else spoken
+    spoken = _SPOKEN_IN.get(row.source, _SPOKEN)
     shut = (*row.label_domains, *row.scope, *_UNSPOKEN.get(row.source, ()))
     open_ = [domain for domain in spoken if domain not in shut]
     letter_of = {domain: letter for letter in labels if (domain := _LETTERS.get(letter.lower(), "")) in open_}
