@@ -51,7 +51,7 @@ class NotAssessedReason(StrEnum):
     NO_ROWS = "no_rows"  # a request was announced, and no tap has brought rows of it
     ROWS_MISSING = "rows_missing"  # rows of a tapped request never came: of a cached prefix, or dropped on the way
     TAP_LOST = "tap_lost"  # the tap went away while the request was open
-    TOO_FEW_READ = "too_few_read"  # a tapped completion of too few tokens to be judged before it ends
+    TOO_FEW_READ = "too_few_read"  # a tapped prompt that is not whole, or a completion of too few tokens, to be judged
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 
 from guard.assessor import Assessor
@@ -14,7 +14,7 @@ from guard.records import CheckOptions
 _VERDICT_SECONDS = 0.25  # between verdicts where nothing but the counts has changed
 
 
-async def following(assessor: Assessor, options: CheckOptions) -> AsyncIterator[Progress]:
+async def following(assessor: Assessor, options: CheckOptions) -> AsyncGenerator[Progress]:
     """Ends with the request, or with not_assessed where no row of it comes in time.
 
     Raises NotFound for a domain that the pack does not have, and InvalidInput for options that make no sense.

@@ -8,7 +8,7 @@ import uuid
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Future
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,8 +106,9 @@ class GuardServicer:
             if request.options.token_detail:
                 raise InvalidInput("token_detail: cannot be had of a tapped request", reason="INVALID_OPTION")
             options = convert.options_from_proto(request.options, request.request_id)
-            async for progress in following(self._assessor, options):
-                await context.write(convert.progress_to_proto(progress))
+            async with aclosing(following(self._assessor, options)) as states:
+                async for progress in states:
+                    await context.write(convert.progress_to_proto(progress))
 
     async def _list_features(self, request: pb.ListFeaturesRequest) -> pb.ListFeaturesResponse:
         if request.page_size < 0:
