@@ -37,8 +37,7 @@ def write_pack(
     `probe_weights [H, P_total]` as in Pack. A pack that `folder` holds is replaced. Raises PackError, and leaves
     `folder` as it was, for anything that load_pack refuses, and for a folder that holds something else than a pack.
     """
-    if folder.exists() and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PackError.at(folder, "folder", f"something without {MANIFEST}", "a pack to replace, or an empty folder")
+    check_replaceable(folder)
     names, expected = [point.name for point in rows], [point.name for point in manifest_without_files.hook_points]
     if names != expected:
         raise PackError.at(folder / ROWS, "hook points", ", ".join(names), ", ".join(expected))
@@ -68,6 +67,12 @@ def write_pack(
             raise PackError(str(error).replace(str(new), str(folder)), **metadata) from None
         _replace(folder, new, scratch / "old")
     return pack.hash
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raises PackError for a folder that holds something else than a pack."""
+    if folder.exists() and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PackError.at(folder, "folder", f"something without {MANIFEST}", "a pack to replace, or an empty folder")
 
 
 def manifest_toml(manifest: Manifest) -> str:

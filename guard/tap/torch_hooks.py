@@ -122,6 +122,7 @@ class TorchTap:
         self._cache: Any = None
         self._forward: _Forward | None = None
         self._generate: Any = None
+        self._names: tuple[str, ...] = ()
         self._prompt: tuple[int, Tensor | None] | None = None  # of a generate call: its width and its mask
 
     @property
@@ -131,7 +132,7 @@ class TorchTap:
     @property
     def request_ids(self) -> tuple[str, ...]:
         """Of the batch in hand, or the last one."""
-        return tuple(sample.request_id for sample in self._batch)
+        return self._names
 
     # -- on and off
 
@@ -204,6 +205,7 @@ class TorchTap:
             width, mask = self._prompt
             if position.shape[1] != width:  # a part of the prompt
                 prompt = mask.sum(dim=1).tolist() if mask is not None else [width] * size
+        self._names = tuple(names)
         self._batch = [_Sample(name, int(count)) for name, count in zip(names, prompt, strict=True)]
         # What a cache brought along never went through these hooks: rows begin behind it, and the sidecar sees the gap.
         for sample, known in zip(self._batch, (position[:, :past] >= 0).sum(dim=1).tolist(), strict=True):

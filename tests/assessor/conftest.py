@@ -1,4 +1,4 @@
-"""The real reader over the shipped pack; over a random one where none is shipped yet."""
+"""The real reader over the shipped pack."""
 
 import threading
 from contextlib import contextmanager
@@ -7,37 +7,22 @@ import pytest
 
 from guard.assessor import Assessor
 from guard.config import load_config
-from guard.reader import weights
 from tests.conftest import PACK
-from tests.random_pack import write_random_pack
 
 
 @pytest.fixture(scope="session")
-def pack_folder(model_folder, tmp_path_factory):
-    if PACK.exists():
-        return PACK
-    return write_random_pack(tmp_path_factory.mktemp("packs") / "random", weights.fingerprint(model_folder))
-
-
-@pytest.fixture(scope="session")
-def loading(pack_folder):
+def loading():
     """Opens an assessor with settings of its own, such as `reader={...}`, for a `with` block."""
 
     @contextmanager
     def load(observer=None, **sections):
-        assessor = Assessor.load(load_config(overrides={"pack": str(pack_folder), **sections}), observer=observer)
+        assessor = Assessor.load(load_config(overrides={"pack": str(PACK), **sections}), observer=observer)
         try:
             yield assessor
         finally:
             assessor.close()
 
     return load
-
-
-@pytest.fixture(scope="session")
-def assessor(loading):
-    with loading() as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import torch
 from guard.reader.model import TorchReader
 from guard.records import Action, CheckInput, CheckOptions, Phase
 from tests.assessor.given import CHAT, LONG, TEXTS, phase_of, scores, stream
+from tests.conftest import PACK
 
 
 def poison(value, token=3):
@@ -123,14 +124,14 @@ def test_a_cancelled_chunk_is_read_with_the_next_one(narrow, gated):
     assert phase_of(last).tokens_read == phase_of(whole).tokens_read
 
 
-def test_a_model_that_the_pack_was_not_made_for_is_flagged_in_every_verdict(loading, pack_folder, tmp_path):
+def test_a_model_that_the_pack_was_not_made_for_is_flagged_in_every_verdict(loading, tmp_path):
     import shutil
 
     from guard.errors import PackError
     from guard.pack.loader import load_pack
     from tests.random_pack import write_random_pack
 
-    made_for = {"weights": "0" * 64, "tokenizer": load_pack(pack_folder).manifest.model.tokenizer}
+    made_for = {"weights": "0" * 64, "tokenizer": load_pack(PACK).manifest.model.tokenizer}
     folder = write_random_pack(tmp_path / "other", made_for)
     with pytest.raises(PackError, match="expected 000000000000"), loading(pack=str(folder)):
         pass

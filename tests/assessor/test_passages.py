@@ -82,8 +82,7 @@ def test_what_is_decided_without_reasons_is_what_a_verdict_says(by_passages):
 
 
 def test_harm_is_found_behind_and_before_much_that_is_harmless(assessor):
-    if not assessor.pack.manifest.pooling.passage_tokens:
-        pytest.skip("the pack has no passages")
+    assert assessor.pack.manifest.pooling.passage_tokens > 0
     threat = (
         "Watch your back, because the next time I catch you alone I will smash your skull with a hammer. I will wait "
         "outside your house tonight and stab you until you stop moving, and nobody will ever find your body."

@@ -1,8 +1,13 @@
-"""Activations and SAEs made by hand."""
+"""Activations, SAEs, labelled rows and held-out logits made by hand."""
 
+import numpy as np
 import torch
 
 from guard.lab import shards
+from guard.lab.heads.evaluate import OutOfFold
+from guard.lab.heads.features import PooledTexts
+from guard.lab.heads.fit import Design, FitConfig
+from guard.lab.labelled import DOMAINS, Row
 from guard.lab.search.rank import CurvePoint, site
 
 POINTS = ("model.layers.1", "model.layers.3")
@@ -60,4 +65,46 @@ def point(layer, l0, i_cdf, *, where="", architecture="batch_topk", width=64, **
             "p_best": i_cdf,
         }
         | more
+    )
+
+
+# Few latents are chosen, and quickly.
+SMALL_FIT = {
+    "latents_per_head": 4,
+    "latents_by_weight": 0,
+    "latents_by_contrast": 0,
+    "per_domain": (),
+    "iterations": 20,
+}
+
+
+def labelled_row(source, number, *, harmful=False, **marks):
+    """A text of a source that can decide every domain; a harmful one is harmful in all of them."""
+    return Row(
+        id=f"{source}/{number}",
+        text=f"{source} {number}",
+        lang="en",
+        source=source,
+        label_domains=DOMAINS if harmful else (),
+        scope=DOMAINS,
+        kind="harmful_text" if harmful else "benign",
+        **marks,
+    )
+
+
+def design_of(rows, strength=None, mean=None, *, allowed=None, passages=None, **config):
+    """The rows as heads are fitted to them; without `strength [N, K]` and `mean [N, D]` to be judged on alone."""
+    count = len(rows)
+    strength = np.zeros((count, 1)) if strength is None else strength
+    mean = np.zeros((count, 1)) if mean is None else mean
+    pooled = PooledTexts(np.ones(count, dtype=np.int64), mean.astype(np.float32), strength.astype(np.float16))
+    return Design(rows, pooled, FitConfig(**(SMALL_FIT | config)), allowed, passages)
+
+
+def out_of_fold(latents, probe, passages=0):
+    """Held-out logits by head of the two columns that a combined head mixes; those of `passages` are unknown."""
+    columns = {"latents": latents, "probe": probe}
+    return OutOfFold(
+        {(head, name): np.asarray(of[head], dtype=float) for name, of in columns.items() for head in of},
+        {(head, name): np.full(passages, np.nan) for name, of in columns.items() for head in of},
     )

@@ -1,10 +1,15 @@
-"""How a column's lead over another is judged: on the same resampled rows, so that what both find hard cancels."""
+"""How a column's lead over another is judged, on the same resampled rows, and how two columns are mixed.
+
+What both find hard cancels; no source that is to be judged has a say in the mixture.
+"""
 
 import numpy as np
 import pytest
 
-from guard.lab.heads.evaluate import Figure, _interval, _resampled_auroc, standings
+from guard.lab.heads.evaluate import SHARES, Figure, _interval, _resampled_auroc, figures, probe_share, standings
+from guard.lab.heads.fit import HEADS
 from guard.records import HeadKind
+from tests.lab.given import design_of, labelled_row, out_of_fold
 
 
 def test_a_lead_that_is_steady_is_beyond_chance_though_both_columns_vary():
@@ -52,3 +57,40 @@ def test_standings_name_what_is_behind_beyond_chance():
     assert (tfidf.judged, tfidf.ahead, tfidf.ahead_beyond_chance) == (2, 1, 1)
     assert tfidf.behind_beyond_chance == ["terror.harm on y"]
     assert (probe.ahead, probe.ahead_beyond_chance, probe.behind_beyond_chance) == (2, 0, [])
+
+
+def two_sources(left="left", right="right", **config):
+    """On `left` the latents tell all and the probe is noise, on `right` the other way round."""
+    rows = [labelled_row(name, i, harmful=i % 2 == 0) for name in (left, right) for i in range(200)]
+    design = design_of(rows, **config)
+    truth = 2.0 * np.array([bool(row.label_domains) for row in rows])
+    noise = np.random.default_rng(0).normal(scale=2, size=len(rows))
+    here = design.source == left
+    latents, probe = np.where(here, truth, noise), np.where(here, noise, truth)
+    return design, out_of_fold(dict.fromkeys(HEADS, latents), dict.fromkeys(HEADS, probe))
+
+
+def test_the_mixture_that_judges_a_source_was_chosen_on_the_others():
+    design, kept = two_sources()
+    assert probe_share(design, HEADS[0], kept, without="right") == SHARES[0]
+    assert probe_share(design, HEADS[0], kept, without="left") == SHARES[-1]
+
+
+def test_figures_use_that_mixture(monkeypatch):
+    monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 2)
+    design, kept = two_sources()
+    kept.logits.update({(head, "tfidf"): kept.logits[head, "probe"] for head in HEADS})
+    found = {f.source: f.auroc for f in figures(design, kept) if (f.domain, f.head) == HEADS[0]}
+    assert (found["left"]["latents"], found["right"]["probe"]) == (1.0, 1.0)
+    # Mostly of what is noise here, since that told all elsewhere.
+    assert max(found["left"]["combined"], found["right"]["combined"]) < 0.8
+
+
+def test_sources_that_heads_may_not_be_fitted_on_and_our_own_have_no_say_in_the_mixture():
+    design, kept = two_sources(sources=("left",))
+    assert probe_share(design, HEADS[0], kept) == SHARES[0]
+    assert probe_share(design, HEADS[0], kept, without="left") == 0.5
+    design, kept = two_sources(right="own_terror")
+    assert probe_share(design, HEADS[0], kept) == SHARES[0]
+    design, kept = two_sources(left="annotated_left", right="own_terror")
+    assert probe_share(design, HEADS[0], kept) == 0.5

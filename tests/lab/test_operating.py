@@ -1,11 +1,15 @@
-"""Calibration error worked out by hand, and what a verdict's attributions are worth."""
+"""Shares at the thresholds and calibration error worked out by hand, and what a verdict's attributions are worth."""
 
 import numpy as np
 import pytest
 
+from guard.lab.heads.calibrate import CalibratedHead
 from guard.lab.heads.faithful import named_by, without
-from guard.lab.heads.operating import ece
+from guard.lab.heads.fit import HEADS, Linear
+from guard.lab.heads.operating import ece, operating
+from guard.pack.manifest import HeadSection
 from guard.records import Attribution, LatentId, SpanContribution
+from tests.lab.given import design_of, labelled_row, out_of_fold
 
 
 def test_scores_that_are_the_truth_s_share_have_no_calibration_error():
@@ -19,6 +23,50 @@ def test_a_score_that_says_too_much_is_off_by_what_it_says_too_much():
     assert ece(np.full(600, 0.9), y, np.ones(600)) == pytest.approx(0.4, abs=0.01)
     weights = np.where(y == 1, 4.0, 1.0)  # four of five by weight are positive
     assert ece(np.full(600, 0.9), y, weights) == pytest.approx(0.1, abs=0.01)
+
+
+def finished(head, flag_at):
+    """Scores are `sigmoid((logit + 1) / 2)` of a mixture that is a quarter probe."""
+    section = HeadSection(domain=head[0], head=head[1], bias=0.0, temperature=2.0, flag_at=flag_at, block_at=None)
+    nothing = Linear(np.array([3, 5]), np.zeros(2), np.zeros(1), bias=0.0)
+    return CalibratedHead(section, nothing, probe_share=0.25, shift=1.0)
+
+
+def test_what_is_caught_and_flagged_is_weighted_by_source():
+    # Rows of the source of four weigh a half each, that of the other 1.
+    rows = [
+        labelled_row("four", 0, harmful=True),
+        labelled_row("four", 1, harmful=True),
+        labelled_row("four", 2),
+        labelled_row("four", 3, frame="prompt"),
+        labelled_row("one", 0, frame="completion"),
+        labelled_row("four", 4, weak=True),  # none of these is judged: noisy,
+        labelled_row("four", 5, harmful=True),  # never held out,
+        labelled_row("lookalike_terror", 0),  # kept for other figures,
+        labelled_row("foreign", 0),  # or of a source that heads may not be fitted on
+    ]
+    mixed = np.array([1.0, -3, 1, -3, 1, 1, np.nan, 1, 1])  # scores sigmoid(1) and sigmoid(-1)
+    latents, probe = dict.fromkeys(HEADS, mixed - 1), dict.fromkeys(HEADS, mixed + 3)
+    heads = [finished(head, None if number == 1 else 0.5) for number, head in enumerate(HEADS)]
+    found = operating(design_of(rows, sources=("four", "one")), out_of_fold(latents, probe), heads)
+    assert [(o.domain, o.head) for o in found] == list(HEADS)
+    first = found[0]
+    assert (first.probe_share, first.latents, first.positives, first.negatives) == (0.25, 2, 2, 3)
+    assert first.caught == 0.5
+    assert first.flagged == 0.75  # a half and 1 of 2
+    assert first.flagged_in_chats == 0.6667  # 1 of a half and 1
+    right, wrong = (1 - 1 / (1 + np.exp(-1))) ** 2, (1 / (1 + np.exp(-1))) ** 2
+    assert first.brier == pytest.approx((0.5 * right + 0.5 * wrong + 0.5 * wrong + 0.5 * right + wrong) / 3, abs=1e-4)
+    silent = found[1]
+    assert (silent.caught, silent.flagged, silent.flagged_in_chats) == (None, None, None)
+    assert silent.brier == first.brier
+
+
+def test_without_harmless_texts_in_chats_nothing_is_said_of_them():
+    rows = [labelled_row("one", i, harmful=i % 2 == 0, frame="prompt" if i == 0 else "text") for i in range(4)]
+    logits = dict.fromkeys(HEADS, np.array([1.0, 1, -3, -3]))
+    found = operating(design_of(rows), out_of_fold(logits, logits), [finished(head, 0.5) for head in HEADS])
+    assert {(o.caught, o.flagged, o.flagged_in_chats) for o in found} == {(0.5, 0.5, None)}
 
 
 def attribution(contribution, *spans, latent=1):

@@ -28,28 +28,6 @@ IDS = {
 
 
 @pytest.fixture(scope="module")
-def model(model_folder, tmp_path_factory):
-    """Four layers of 16 dimensions with the real tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=4,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(model_folder / name, folder / name)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def runs(model, tmp_path_factory):
     """A suite, a harvest's description, candidates and a contrast folder, as the other commands write them."""
     folder = tmp_path_factory.mktemp("runs")

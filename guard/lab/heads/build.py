@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,7 @@ from guard.pack.manifest import (
     PoolingSection,
     SourceSection,
 )
-from guard.pack.writer import write_pack
+from guard.pack.writer import check_replaceable, write_pack
 from guard.reader import weights
 from guard.reader.tokens import TextTokenizer
 from guard.records import Action, CheckInput
@@ -66,9 +67,10 @@ def build_pack(
     """Fits the heads that ship and writes the pack to `out`. Returns its hash.
 
     Raises InvalidInput for an SAE of which a few rows do not say what they say in the whole, and for two at one hook
-    point.
+    point; PackError where `out` holds something else than a pack.
     """
     _check_suite(suite)
+    check_replaceable(out)
     heads = fit_all(design, kept)
     rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
@@ -132,21 +134,24 @@ def build_pack(
 
     evaluation["explanations"] = explanation_figures(lines)
 
-    def write(cases: Sequence[CaseLine]) -> str:
+    def write(folder: Path, cases: Sequence[CaseLine]) -> str:
         missed = [case.id for case in cases if case.known == "miss"]
         evaluation["cases"] = {"cases": len(cases), "missed": missed}
         readme = pack_readme(manifest, evaluation)
-        return write_pack(out, manifest, points, head_weights, probe_weights, lines, cases, evaluation, readme)
+        return write_pack(folder, manifest, points, head_weights, probe_weights, lines, cases, evaluation, readme)
 
     cases = [CaseLine.model_validate_json(line) for line in _data("cases.jsonl")]
-    write(cases)
-    assessor = Assessor.load(load_config(overrides={"pack": str(out)}))
-    try:
-        cases = _replayed(assessor, cases)
-        evaluation["faithfulness"] = faithfulness(assessor, design.rows, progress=progress).model_dump()
-    finally:
-        assessor.close()
-    return write(cases)
+    with TemporaryDirectory() as scratch:  # what stands at `out` stays there until all is known of the new one
+        trial = Path(scratch, out.name)
+        write(trial, cases)
+        settings = {"pack": str(trial), "reader": {"model": harvested.model}}
+        assessor = Assessor.load(load_config(overrides=settings))
+        try:
+            cases = _replayed(assessor, cases)
+            evaluation["faithfulness"] = faithfulness(assessor, design.rows, progress=progress).model_dump()
+        finally:
+            assessor.close()
+    return write(out, cases)
 
 
 def _check_suite(suite: Sequence[FullSae]) -> None:

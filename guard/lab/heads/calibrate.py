@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import expit
 
 from guard.lab.heads.evaluate import OutOfFold, mixed, probe_share
 from guard.lab.heads.fit import HEADS, WEAK_WEIGHT, Design, Linear, calibrate, choose_latents, fit_head, mix
@@ -39,7 +40,7 @@ def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
         seen = ~np.isnan(logits) & (y >= 0) & design.usable
         weights = source_weights(design, y, seen)
         temperature, shift = calibrate(logits[seen], y[seen], weights[seen])
-        scores = 1 / (1 + np.exp(-(logits + shift) / temperature))
+        scores = expit((logits + shift) / temperature)
         negative = seen & (y == 0) & ~design.weak
         flag_at = _cut(scores[negative], weights[negative], FLAG_FPR)
         block_at = _cut(scores[negative], weights[negative], BLOCK_FPR)
@@ -51,8 +52,8 @@ def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
                     head=head[1],
                     bias=model.bias + shift,
                     temperature=temperature,
-                    flag_at=round(flag_at, 4) if flags else None,
-                    block_at=round(max(block_at, flag_at), 4) if head[1] is HeadKind.HARM else None,
+                    flag_at=_threshold(flag_at) if flags else None,
+                    block_at=_threshold(max(block_at, flag_at)) if head[1] is HeadKind.HARM else None,
                 ),
                 model,
                 share,
@@ -69,6 +70,11 @@ def source_weights(design: Design, y: NDArray[np.int8], seen: NDArray[np.bool_])
         part = seen & (design.source == source)
         weights[part] = 1 / np.sqrt(part.sum())
     return weights * np.where(design.weak, WEAK_WEIGHT, 1.0)
+
+
+def _threshold(score: float) -> float:
+    """To four digits, and never 0, which would flag all: where a head parts its rows well, negatives lie that low."""
+    return max(round(score, 4), 0.0001)
 
 
 def _cut(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
