@@ -26,7 +26,7 @@ _LONGEST = 1400  # of question and answer, which are cut there
 
 # Documents of a corpus, cut where their own digest says: long texts, which no labelled source has. By source: the file,
 # how many of its documents (what follows has other licences), the licence.
-_EXCERPTS = {
+EXCERPTS = {
     "gutenberg": (Path("corpus", "literature.txt.gz"), 840, "public domain"),
     "film_reviews": (Path("corpus", "reviews_webtext.txt.gz"), 1917, "CC BY 4.0"),
 }
@@ -39,7 +39,7 @@ _LETTERS = {"p": "pornography", "o": "politics", "v": "violence", "t": "terror"}
 _SPOKEN = ("pornography", "violence")
 _SPOKEN_IN: dict[str, tuple[str, ...]] = {
     DIALOGUES: ("pornography", "politics", "violence"),
-    **dict.fromkeys(_EXCERPTS, ("pornography", "politics", "violence", "terror")),
+    **dict.fromkeys(EXCERPTS, ("pornography", "politics", "violence", "terror")),
 }
 # Sexist posts, many of them of bodies and sex: to call these no pornography set its threshold, and told nothing.
 _UNSPOKEN = {"edos_threats": ("pornography",)}
@@ -105,13 +105,13 @@ def relabelled(row: Row, labels: str) -> Row | None:
 
 def licences(of_sources: dict[str, str]) -> dict[str, str]:
     """Those of the annotated sources: the texts are licensed as ever, whatever is said of them."""
-    known = {DIALOGUES: DIALOGUES_LICENCE} | {name: licence for name, (_, _, licence) in _EXCERPTS.items()} | of_sources
+    known = {DIALOGUES: DIALOGUES_LICENCE} | {name: licence for name, (_, _, licence) in EXCERPTS.items()} | of_sources
     return {ANNOTATED + name: known[name] for name in {line.source for line in annotations()} if name in known}
 
 
 def _texts(data: Path, source: str) -> dict[str, Row]:
-    if source in _EXCERPTS:
-        file, count, _ = _EXCERPTS[source]
+    if source in EXCERPTS:
+        file, count, _ = EXCERPTS[source]
         return {row.id: row for row in (_excerpt(source, text) for text in documents(data / file)[:count])}
     if source != DIALOGUES:
         return {row.id: row for row in read_source(data / "labelled" / "dev" / f"{source}.jsonl")}

@@ -88,6 +88,22 @@ def test_labels_are_joined_to_texts_by_id_and_to_dialogues_by_hash(data):
     assert found[0].group == "a"  # held out with the source whose texts they are
 
 
+def test_documents_are_cut_at_a_word_where_their_digest_says_and_speak_of_every_domain(data):
+    documents = ["A quiet chapter. " * 400, "Another one, with a battle in it. " * 200, "Short."]
+    with gzip.open(data / "corpus" / "literature.txt.gz", "wt") as file:
+        file.write("\n\n\n".join(documents))
+    for document in map(str.strip, documents):
+        digest = hashlib.sha256(document.encode()).hexdigest()[:16]
+        size = (400, 1200, 4000)[int(digest[0], 16) % 3]
+        text = document if len(document) <= size else document[:size].rpartition(" ")[0]
+        (found,) = annotated.rows(data, [said_of(text, "gutenberg", f"{digest}/{size}", "v")])
+        assert (found.source, found.text) == ("annotated_gutenberg", text)
+        assert document.startswith(text)
+        assert targets(found, "violence") == [False, True]
+        assert all(targets(found, domain) == [False, False] for domain in ("pornography", "politics", "terror"))
+    assert permissive(annotated.licences({})["annotated_gutenberg"])
+
+
 def test_a_text_or_a_file_that_is_not_there_is_named(data):
     with pytest.raises(InvalidInput, match=r"found no text 'a-2' of a, which was annotated"):
         annotated.rows(data, [said_of("a text", "a", "a-2")])
