@@ -81,7 +81,7 @@ class ReaderConfig(_Section):
     queue_bytes: int = Field(
         16 << 20,
         ge=0,
-        description="UTF-8 bytes of all their text; one more is refused at once, but into an empty queue",
+        description="UTF-8 bytes of all their text; one more is refused, but what a stream feeds first",
     )
     allow_unverified: bool = Field(False, description="run a model that the pack was not made for, and say so")
 

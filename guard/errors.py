@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class GuardError(Exception):
-    """Base class; never raised itself."""
+    """Base class; raised itself where none of the others says it."""
 
     reason = "INTERNAL"
 

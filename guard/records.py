@@ -48,9 +48,9 @@ class NotAssessedReason(StrEnum):
     NOTHING_READ = "nothing_read"  # no token of the caller's text has been read yet
     READER_FAILED = "reader_failed"  # the model or the encoder raised an error
     BAD_INPUT = "bad_input"  # a row of a file that could not be checked
-    NO_ROWS = "no_rows"  # a request was announced, and no tap has brought rows of it
+    NO_ROWS = "no_rows"  # a request was announced, and no tap has brought rows of it, or there was no room for them
     ROWS_MISSING = "rows_missing"  # rows of a tapped request never came: of a cached prefix, or dropped on the way
-    TAP_LOST = "tap_lost"  # the tap went away while the request was open
+    TAP_LOST = "tap_lost"  # the tap went away while the request was open, or fell silent
     TOO_FEW_READ = "too_few_read"  # a tapped prompt that is not whole, or a completion of too few tokens, to be judged
 
 

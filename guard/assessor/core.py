@@ -35,7 +35,7 @@ class Assessor:
         self.batcher = Batcher(
             pipeline.run,
             queue_size=config.reader.queue_size,
-            queue_bytes=config.reader.queue_bytes,
+            queue_bytes=max(config.reader.queue_bytes, config.limits.text_bytes),
             batch_tokens=config.reader.batch_tokens,
             tick=self._tick,
         )

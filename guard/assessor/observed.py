@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from guard.assessor.observing import Request
+from guard.assessor.observing import LOST, Request
 from guard.assessor.pipeline import Pipeline
 from guard.config import GuardConfig
 from guard.errors import ConfigError
@@ -194,7 +194,6 @@ class Observed:
         if len(self._requests) >= self._config.sessions:
             self._pass_over(request_id)
             return None
-        self._full = False
         request = Request(request_id, link, self.template, sink=begin == 0)
         self._ended.pop(request_id, None)
         self._requests[request_id] = request
@@ -241,7 +240,7 @@ class Observed:
 
     def _lose(self, request: Request, detail: str) -> None:
         request.fail(NotAssessed(NotAssessedReason.TAP_LOST, detail, request.phase))
-        self._finish(request, "lost")
+        self._finish(request, LOST)
         request.advanced()
 
     # -- followers
@@ -298,10 +297,9 @@ class Observed:
 
     def no_rows(self, follower: Follower, options: CheckOptions) -> Verdict:
         """The verdict on a request that was announced and never came."""
-        within = f"within {self._config.wait_seconds:g} s (taps.wait_seconds)"
-        detail = f"no tap has brought rows of this request {within}"
+        detail = f"no tap has brought rows of this request within {self._config.wait_seconds:g} s (taps.wait_seconds)"
         if follower.passed_over:
-            detail = f"{self._config.sessions} other requests were open (taps.sessions), and none ended {within}"
+            detail = f"its rows were passed over: {self._config.sessions} other requests were open (taps.sessions)"
         else:
             with self._lock:
                 self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
@@ -363,12 +361,20 @@ class Observed:
 
     def sweep(self) -> None:
         """Lets go of requests that have stood for too long; to be called every second or so, rows or none."""
-        now = time.monotonic()
-        with self._lock:
-            for request in [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]:
+        if not self._lock.acquire(blocking=False):  # a step is being read: who calls has texts to read meanwhile
+            return
+        try:
+            now = time.monotonic()
+            lost = [r for r in self._requests.values() if now - r.last_used > self._config.idle_seconds]
+            for request in lost:
                 self._lose(request, f"no rows have come for {self._config.idle_seconds:g} s (taps.idle_seconds)")
+            for engine in {request.link.info.engine for request in lost}:
+                self._report(engine)
             while self._ended and now - next(iter(self._ended.values())).last_used > self._config.keep_seconds:
                 self._ended.popitem(last=False)
+            self._full = self._full and len(self._requests) >= self._config.sessions
+        finally:
+            self._lock.release()
 
 
 class Link:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from guard.assessor.observed import Follower, Link
 
 
+LOST = "lost"  # the finish reason of a request whose tap went away, or fell silent
+
+
 class Request:
     """Must be used by one thread at a time."""
 
@@ -42,6 +45,7 @@ class Request:
         self._absorbed = 0  # of reading.tokens
         self._held: list[Hits | None] = []  # of tokens that may yet turn out to be a role line
         self._advanced: set[Phase] = set()
+        self._judged: set[Phase] = set()
 
     @property
     def phase(self) -> Phase:
@@ -140,15 +144,15 @@ class Request:
         return pipeline.absorb_hits(reading, hits, begin, count)
 
     def unready(self, least_tokens: int) -> NotAssessed | None:
-        """Why the phase under way cannot be judged yet, where more of it may come; None where it can."""
+        """Why the phase under way cannot be judged: the prompt is not whole, or the completion goes on and is short."""
         reading = self.reading
-        if self.finish_reason or self.phase not in reading.states:
+        if self.phase not in reading.states:
             return None
         if self.phase is Phase.PROMPT:
             detail = f"{self._cursor} of the prompt's {self.prompt_tokens} tokens have been read: it is judged whole"
         else:
             read = reading.read.get(Phase.COMPLETION, 0)
-            if read >= least_tokens:
+            if read >= least_tokens or self.finish_reason not in {"", LOST}:
                 return None
             detail = (
                 f"{read} tokens of the completion have been read, of {least_tokens} to judge it by (taps.least_tokens)"
@@ -164,7 +168,11 @@ class Request:
         advanced = self._advanced & ready
         self._advanced -= advanced
         reading = self.reading
-        return [p for p in advanced if p in reading.states and p not in reading.blank and reading.states[p].finite]
+        found = [p for p in advanced if p in reading.states and p not in reading.blank and reading.states[p].finite]
+        if not self._judged.issuperset(found):
+            self._judged.update(found)
+            self.changes += 1  # what was not assessed is now
+        return found
 
     def told(self, phase: Phase, actions: Mapping[str, Action]) -> bool:
         """Keeps the severest action of each domain; whether one is a block for the first time."""

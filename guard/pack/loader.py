@@ -136,12 +136,12 @@ def sealed(body: bytes) -> bytes:
 
 
 def _read_manifest(file: Path) -> tuple[Manifest, str]:
-    if not file.exists():
-        raise PackError(f"{file}: found no such file, expected a pack's {MANIFEST}")
-    data = _read(file, MANIFEST_LIMIT)
     try:
+        data = _read(file, MANIFEST_LIMIT) if file.exists() else None
+        if data is None:
+            raise PackError(f"{file}: found no such file, expected a pack's {MANIFEST}")
         manifest = read_manifest(data, file)
-    except (ValueError, RecursionError) as error:  # tomllib lets some errors of int and date through
+    except (OSError, ValueError, RecursionError) as error:  # tomllib lets some errors of int and date through
         raise PackError(f"{file}: {error}") from None
     body, _, seal = data.rpartition(_SEAL)
     if sealed(body) != data:

@@ -130,7 +130,10 @@ class Batcher:
                 self._read(picked)
             if time.monotonic() - ticked >= _TICK_SECONDS:
                 ticked = time.monotonic()
-                self._tick()  # without the lock: it takes others, whose holders may wait for a place
+                try:
+                    self._tick()  # without the lock: it takes others, whose holders may wait for a place
+                except Exception:  # noqa: BLE001 - the worker must go on
+                    _log.exception("what is done between batches failed")
 
     def _pick(self) -> list[tuple[Job, Any]]:
         """Units of one batch: one of each job that fits, and more of them only where no other job is left waiting.

@@ -101,6 +101,27 @@ def test_a_prompt_that_was_not_read_whole_is_not_assessed(assessor, observed, li
     assert reasons(verdict_of(observed, "r")) == [("rows_missing", Phase.PROMPT)]
 
 
+@pytest.mark.parametrize("how", ["aborted", "gone"])
+def test_a_prompt_that_never_became_whole_is_not_judged_at_the_end_either(assessor, observed, link, how):
+    request = told(assessor, asked(BLOCKED, "No."))
+    link.take(request.step(0, request.prompt_tokens - 3))
+    if how == "aborted":
+        link.take(request.ended("abort", tokens=request.prompt_tokens - 3))
+    else:
+        link.close()
+    verdict = verdict_of(observed, "r")
+    assert (verdict.action, {d.action for d in verdict.phases[0].domains}) == ("not_assessed", {"not_assessed"})
+    assert reasons(verdict) == [("rows_missing" if how == "aborted" else "tap_lost", Phase.PROMPT)]
+
+
+def test_that_a_phase_can_be_judged_now_counts_as_a_change(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    link.take(request.step(0, 12))
+    changes = observed.find("r").changes
+    link.take(request.step(12, request.prompt_tokens))
+    assert observed.find("r").changes == changes + 1  # from not assessed to allow
+
+
 def test_missed_rows_and_rows_that_never_began_are_not_assessed(assessor, observed, link):
     request = told(assessor, asked(HARMLESS, "It is done."))
     link.take(

@@ -39,7 +39,7 @@ def remote(standin, **client):
 def test_a_row_that_a_full_sidecar_refuses_waits_no_longer_than_the_deadline():
     class Full(StandIn):
         def submit(self, given, options=None):
-            raise Exhausted("the reader's queue is full (1 requests)", retry_after_s=0.2, reason="QUEUE_FULL")
+            raise Exhausted("the reader's queue is full (1 requests)", retry_after_s=0.4, reason="QUEUE_FULL")
 
     with remote(Full(make_config()), timeout_s=0.7) as answers:
         started = time.monotonic()

@@ -132,6 +132,8 @@ def test_the_project_s_annotations_are_of_permissive_sources_and_of_each_text_on
         "catqa_zh",
         "convabuse",
         "edos_threats",
+        "film_reviews",
+        "gutenberg",
         "hh_rlhf",
         "huffpost_2018",
         "jade_v2_zh",
@@ -140,7 +142,8 @@ def test_the_project_s_annotations_are_of_permissive_sources_and_of_each_text_on
         "strongreject",
     }
     found = annotated.licences({"huffpost_2018": "CC BY 4.0 (Kaggle dataset)", "other": "MIT"})
-    assert set(found) == {"annotated_huffpost_2018", "annotated_hh_rlhf"}
+    known = {"annotated_huffpost_2018", "annotated_hh_rlhf", "annotated_gutenberg", "annotated_film_reviews"}
+    assert set(found) == known
     assert all(map(permissive, found.values()))
 
 
