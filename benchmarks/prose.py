@@ -20,7 +20,7 @@ from guard.lab import annotated
 from guard.lab.labelled import ANNOTATED, Row
 from guard.records import Action, CheckInput, CheckOptions, HeadKind, Verdict
 
-OF_EACH = 30  # texts of each source and size
+OF_EACH = 20  # texts of each source and size
 RESULT = Path(__file__).parent / "results" / "prose.json"
 
 
