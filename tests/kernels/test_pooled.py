@@ -52,7 +52,9 @@ def assert_pooled(pool, slot, state, counts):
 
 
 def pools_equal(one, other):
-    return torch.equal(one.sums, other.sums) and torch.equal(one.counts, other.counts)
+    """To the last bit; in the interpreter but for the products, where BLAS may sum tiles of other sizes in other orders."""
+    slack = 64 if gpu.fused.INTERPRETED else 0  # of 2^-23
+    return int((one.sums - other.sums).abs().max()) <= slack and torch.equal(one.counts, other.counts)
 
 
 @pytest.mark.parametrize("decoded", [0, 256])
@@ -73,7 +75,7 @@ def test_pooled_sums_are_those_of_scoring_for_any_mixture_of_streams_and_any_chu
         assert_pooled(pool.pool, slot, *stream_state(rows, scale, x, slots == slot))
     assert not pool.pool.tokens[3]
     assert not pool.pool.spoiled.any()
-    assert pools_equal(pool.pool, chunked.pool)  # to the last bit
+    assert pools_equal(pool.pool, chunked.pool)
     np.testing.assert_allclose(pool.pool.probe_sums.cpu(), chunked.pool.probe_sums.cpu(), atol=1e-4)
     pool.pool.clear(torch.tensor([2], device=DEVICE))
     assert [int(n) for n in pool.pool.tokens] == [15, 15, 0, 0]

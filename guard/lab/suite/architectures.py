@@ -1,11 +1,13 @@
 """sae-lens's training SAEs with forward passes made lean, about twice as fast on a CPU.
 
-The decoder norms scale the weights, not the `[T, d_sae]` activations, and products run in bfloat16. Losses are those of
-sae-lens. An activation here is in units of a decoder row of length one (sae-lens: `rescale_acts_by_decoder_norm`).
+The decoder norms scale the weights, not the `[T, d_sae]` activations, and products run in bfloat16 where the device
+has it. Losses are those of sae-lens. An activation here is in units of a decoder row of length one (sae-lens:
+`rescale_acts_by_decoder_norm`).
 """
 
 import math
 from abc import abstractmethod
+from functools import cache
 
 import torch
 from sae_lens import (
@@ -21,6 +23,7 @@ from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from torch import Tensor, nn
 
 from guard.lab.suite.config import SaeSpec
+from guard.reader.model import pick_dtype
 
 
 class _Lean(TopKTrainingSAE):
@@ -96,7 +99,7 @@ class SuiteJumpReLU(JumpReLUTrainingSAE):
         pre = pre.float()  # the gate's slope is a window of `bandwidth`, near bfloat16's resolution
         ste = self.cfg.jumprelu_ste_to_input
         acts = JumpReLU.apply(pre, self.threshold, self.bandwidth, ste)
-        out = (acts.bfloat16() @ decoder).float() + self.b_dec
+        out = (acts.to(decoder.dtype) @ decoder).float() + self.b_dec
         l0 = Step.apply(pre, self.threshold, self.bandwidth, ste).sum(dim=1).mean()
         l0_loss = self._steer(float(l0.detach())) * l0
         return _output(x, out, acts, pre, {"mse_loss": (out - x).square().sum(dim=1).mean(), "l0_loss": l0_loss})
@@ -128,14 +131,21 @@ def make(spec: SaeSpec, d_model: int) -> SuiteSae:
 
 
 def _lean_encode(sae: SuiteSae | _Lean, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pre-activations `[T, d_sae]` and decoder `[d_sae, d_model]` with rows of length one, both bfloat16."""
+    """Pre-activations `[T, d_sae]` and decoder `[d_sae, d_model]` with rows of length one, in the dtype of products."""
+    dtype = _product_dtype(x.device.type)
     norm = sae.W_dec.norm(dim=1)  # [d_sae]
     encoder = sae.W_enc * norm
     # b_dec is subtracted as a constant, and its gradient goes by the bias: one row through the encoder, not T of them.
     centre = sae.b_dec.detach()
     bias = sae.b_enc * norm - (sae.b_dec - centre) @ encoder.detach()
-    pre = torch.addmm(bias.bfloat16(), (x - centre).bfloat16(), encoder.bfloat16())
-    return pre, (sae.W_dec / norm[:, None]).bfloat16()
+    pre = torch.addmm(bias.to(dtype), (x - centre).to(dtype), encoder.to(dtype))
+    return pre, (sae.W_dec / norm[:, None]).to(dtype)
+
+
+@cache
+def _product_dtype(device: str) -> torch.dtype:
+    """A processor without bfloat16 products takes fifty times as long over them as over those of float32."""
+    return pick_dtype("auto") if device == "cpu" else torch.bfloat16
 
 
 def _revive(missed: Tensor, pre: Tensor, decoder: Tensor, dead: Tensor) -> Tensor:
