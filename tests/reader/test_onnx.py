@@ -28,7 +28,12 @@ def folder(request, model_folder, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def reader(folder):
-    return onnx.OnnxReader(folder, POINTS, threads=1)
+    try:
+        return onnx.OnnxReader(folder, POINTS, threads=1)
+    except ConfigError as error:
+        if "a processor without VNNI" not in str(error):
+            raise
+        pytest.skip("this processor has no VNNI, and int8 readers refuse it by name")
 
 
 @pytest.fixture(scope="module")
