@@ -100,6 +100,7 @@ def harvest(
                 out=out,
                 seed=seed,
                 in_chats=in_chats,
+                context=context,
                 dtype=dtype,
                 progress=progress.update,
             )
@@ -184,8 +185,8 @@ lab_report.register(app)
 
 _GOES_WITH = {
     "corpus": ("tokens", "context", "shard_tokens", "share"),
-    "labelled": ("cap", "in_chats"),
-    "annotated": ("in_chats",),
+    "labelled": ("cap", "in_chats", "context"),
+    "annotated": ("in_chats", "context"),
 }
 
 

@@ -55,10 +55,11 @@ def harvest_labelled(
     out: Path,
     seed: int,
     in_chats: bool = False,
+    context: int = 256,
     dtype: str = "auto",
     progress: Progress = lambda _done, _all: None,
 ) -> shards.ShardSet:
-    """Harvests labelled texts and writes `out/rows.jsonl` with them.
+    """Harvests labelled texts, cut at `context` tokens, and writes `out/rows.jsonl` with them.
 
     Bare ones, or, `in_chats`, as messages and answers in the model's chat template (`labelled.in_chats`).
     """
@@ -71,6 +72,7 @@ def harvest_labelled(
         sources=(labelled.digest(rows),),
         hook_points=hook_points,
         out=out,
+        context=context,
         dtype=dtype,
         progress=progress,
     )

@@ -185,6 +185,7 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["pack", "show", "absent"], "absent/manifest.toml: found no such file, expected a pack's manifest.toml"),
         (["weights", "fetch", "absent"], "model 'absent': found no such folder, expected 'smollm2-135m-instruct' or a Hugging Face folder"),
         (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
+        (["lab", "harvest", "--annotated", "absent", "--context", "1024", "--hook-point", "h", "--out", "o"], "labelled texts absent/labelled/dev/catqa_en.jsonl: found no such file"),
         (["lab", "train", "--config", "search", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
         (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: reference, search"),
         (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),

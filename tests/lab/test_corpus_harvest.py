@@ -14,6 +14,7 @@ from guard.lab.harvest import by_length, harvest, harvest_texts
 from guard.reader.model import TorchReader
 from guard.reader.tokens import TextTokenizer
 from guard.records import Message, Role
+from tests.lab.given import labelled_row
 
 POINT = "model.layers.1"
 
@@ -226,6 +227,13 @@ def test_a_labelled_harvest_that_is_refused_leaves_the_rows_of_the_other(tmp_pat
             seed=0,
         )
     assert (out / "rows.jsonl").read_text() == "the rows of another harvest"
+
+
+def test_labelled_texts_are_read_as_far_as_the_context_that_is_asked_for(tmp_path):
+    row = labelled_row("essays", 0).model_copy(update={"text": "one two three four five six seven eight nine ten " * 40})
+    read = {"model": "smollm2-135m-instruct", "rows": [row], "hook_points": [POINT], "seed": 0}
+    assert stages.harvest_labelled(**read, out=tmp_path / "short", context=9).tokens == 8  # and the sink token
+    assert stages.harvest_labelled(**read, out=tmp_path / "long", context=512).tokens > 400
 
 
 def test_rows_that_the_shards_were_not_made_from_are_refused(tmp_path, harvested):

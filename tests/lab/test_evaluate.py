@@ -76,6 +76,12 @@ def test_the_mixture_that_judges_a_source_was_chosen_on_the_others():
     assert probe_share(design, HEADS[0], kept, without="left") == SHARES[-1]
 
 
+def test_a_source_of_the_judged_one_s_group_has_no_say_in_it():
+    design, kept = two_sources(left="catqa_en", right="catqa_zh")  # one set of questions in two languages
+    assert len(np.unique(design.group)) == 1
+    assert probe_share(design, HEADS[0], kept, without="catqa_zh") == 0.5
+
+
 def test_figures_use_that_mixture(monkeypatch):
     monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 2)
     design, kept = two_sources()

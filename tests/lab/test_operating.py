@@ -62,6 +62,18 @@ def test_what_is_caught_and_flagged_is_weighted_by_source():
     assert silent.brier == first.brier
 
 
+def test_a_threshold_of_other_sources_alone_says_what_is_flagged_where_nothing_is_known():
+    rows = [labelled_row(name, i, harmful=i % 2 == 0) for name in ("mild", "harsh") for i in range(4)]
+    logits = dict.fromkeys(HEADS, np.array([1.0, -3, 1, -3, 3, 1, 3, 1]))
+    found = operating(design_of(rows), out_of_fold(logits, logits), [finished(head, 0.85) for head in HEADS])
+    assert {(o.caught, o.flagged) for o in found} == {(0.5, 0.0)}  # sigmoid(2) is above, sigmoid(1) below
+    # What is harmless in the harsh source lies above all of the mild one's; its own lie above what cuts the mild.
+    assert {(o.caught_unseen, o.flagged_unseen) for o in found} == {(1.0, 0.5)}
+    heads = [finished(head, None) for head in HEADS]
+    found = operating(design_of(rows), out_of_fold(logits, logits), heads)
+    assert {(o.caught_unseen, o.flagged_unseen) for o in found} == {(None, None)}
+
+
 def test_without_harmless_texts_in_chats_nothing_is_said_of_them():
     rows = [labelled_row("one", i, harmful=i % 2 == 0, frame="prompt" if i == 0 else "text") for i in range(4)]
     logits = dict.fromkeys(HEADS, np.array([1.0, 1, -3, -3]))

@@ -42,8 +42,8 @@ def fit_all(design: Design, kept: OutOfFold) -> list[CalibratedHead]:
         temperature, shift = calibrate(logits[seen], y[seen], weights[seen])
         scores = expit((logits + shift) / temperature)
         negative = seen & (y == 0) & ~design.weak
-        flag_at = _cut(scores[negative], weights[negative], FLAG_FPR)
-        block_at = _cut(scores[negative], weights[negative], BLOCK_FPR)
+        flag_at = cut(scores[negative], weights[negative], FLAG_FPR)
+        block_at = cut(scores[negative], weights[negative], BLOCK_FPR)
         flags = head[1] is HeadKind.HARM or head[0] == "politics"  # politics has no harm head: presence speaks for it
         heads.append(
             CalibratedHead(
@@ -77,7 +77,7 @@ def _threshold(score: float) -> float:
     return max(round(score, 4), 0.0001)
 
 
-def _cut(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
+def cut(scores: NDArray[np.float64], weights: NDArray[np.float64], share: float) -> float:
     """The highest score at which, or above it, `share` of the weight lies: one row more than below that share."""
     order = np.argsort(-scores)
     behind = np.cumsum(weights[order]) / weights.sum()

@@ -110,15 +110,16 @@ def _folds(design: Design) -> NDArray[np.str_]:
 
 
 def probe_share(design: Design, head: Head, kept: OutOfFold, without: str = "") -> float:
-    """The share of the probe in the combined head that served best on the sources, `without` one to be judged.
+    """The share of the probe in the combined head that served best on the sources, `without` the group of one to judge.
 
     Sources that heads may not be fitted on have no say; where none is left, half.
     """
+    apart = np.isin(design.group, design.group[design.source == without])
     judged = [
         (s, rows)
         for in_chats in (False, True)
         for s, rows, _ in judging_sources(design, head, in_chats=in_chats)
-        if s != without and design.usable[rows].any()
+        if design.usable[rows].any() and not apart[rows].any()
     ]
     y = design.targets[head]
     if not judged:

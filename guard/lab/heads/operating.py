@@ -1,14 +1,15 @@
 """Operating figures: what the finished heads do at their thresholds, and whether their scores are probabilities.
 
 All on rows that the fold of their group had not seen. A head's temperature and shift are two numbers fitted on such
-rows; `ece_unseen` fits these too without the group that it judges, so that nothing of it is known.
+rows, and its thresholds lie where a share of them would be flagged; what ends in `_unseen` fits and cuts without the
+group that it judges too, so that nothing of it is known.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
-from guard.lab.heads.calibrate import CalibratedHead, source_weights
+from guard.lab.heads.calibrate import FLAG_FPR, CalibratedHead, cut, source_weights
 from guard.lab.heads.evaluate import OutOfFold, mixed
 from guard.lab.heads.fit import HEADS, Design, calibrate
 from guard.records import HeadKind
@@ -32,6 +33,8 @@ class Operating(BaseModel):
     caught: float | None  # positives at flag_at or above; None for a head that does not flag
     flagged: float | None  # negatives likewise
     flagged_in_chats: float | None  # of the negatives, those in chats; None where there are none
+    caught_unseen: float | None  # at a threshold that the group had no say in
+    flagged_unseen: float | None
     ece: float
     ece_unseen: float
     brier: float
@@ -45,6 +48,7 @@ def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> l
         weights = source_weights(design, y, seen)
         scores = sigmoid((logits + finished.shift) / finished.section.temperature)
         flag_at = finished.section.flag_at
+        above = _above_unseen(design, logits, y, seen, weights)
         result.append(
             Operating(
                 domain=head[0],
@@ -58,6 +62,8 @@ def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> l
                 flagged_in_chats=None
                 if flag_at is None or not (in_chats := seen & (y == 0) & design.in_chat).any()
                 else _share(scores >= flag_at, weights, in_chats),
+                caught_unseen=None if flag_at is None else _share(above, weights, seen & (y == 1)),
+                flagged_unseen=None if flag_at is None else _share(above, weights, seen & (y == 0)),
                 ece=ece(scores[seen], y[seen], weights[seen]),
                 ece_unseen=ece(_unseen(design, logits, y, seen)[seen], y[seen], weights[seen]),
                 brier=round(float(np.average((scores[seen] - y[seen]) ** 2, weights=weights[seen])), 4),
@@ -91,6 +97,20 @@ def _unseen(design: Design, logits: Floats, y: NDArray[np.int8], seen: NDArray[n
         here = seen & (design.group == group)
         result[here] = sigmoid((logits[here] + shift) / temperature)
     return result
+
+
+def _above_unseen(
+    design: Design, logits: Floats, y: NDArray[np.int8], seen: NDArray[np.bool_], weights: Floats
+) -> NDArray[np.bool_]:
+    """Rows of each group at or above what `FLAG_FPR` of the other groups' negatives reach."""
+    above = np.zeros(len(y), dtype=np.bool_)
+    for group in np.unique(design.group[seen]):
+        others = seen & (y == 0) & (design.group != group)
+        here = seen & (design.group == group)
+        if not others.any():
+            others = seen & (y == 0)
+        above[here] = logits[here] >= cut(logits[others], weights[others], FLAG_FPR)
+    return above
 
 
 def _share(flagged: NDArray[np.bool_], weights: Floats, rows: NDArray[np.bool_]) -> float:

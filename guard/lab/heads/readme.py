@@ -96,14 +96,16 @@ def _lookalike_line(bare: Mapping[str, Any], in_chats: Mapping[str, Any] | None)
 def _operating_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the heads do on rows that their folds had not seen."""
     return [
-        "At the shipped thresholds, on rows whose group of sources the fit had not seen, weighted by source:",
+        "At the shipped thresholds, on rows whose group of sources the fit had not seen, weighted by source (*left out*: at a",
+        "threshold, or a calibration, that the group had no say in either):",
         "",
-        "| head | latents | probe | positives flagged | negatives flagged | in chats | ECE | ECE, left out | Brier |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| head | latents | probe | positives flagged | left out | negatives flagged | left out | in chats | ECE | left out "
+        "| Brier |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {o['domain']}.{o['head']} | {o['latents']} | {o['probe_share']:.0%} | {_share(o['caught'])} "
-            f"| {_share(o['flagged'])} | {_share(o['flagged_in_chats'])} | {o['ece']:.3f} | {o['ece_unseen']:.3f} "
-            f"| {o['brier']:.3f} |"
+            f"| {_share(o['caught_unseen'])} | {_share(o['flagged'])} | {_share(o['flagged_unseen'])} "
+            f"| {_share(o['flagged_in_chats'])} | {o['ece']:.3f} | {o['ece_unseen']:.3f} | {o['brier']:.3f} |"
             for o in found
         ),
         "",
