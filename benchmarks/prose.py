@@ -1,7 +1,8 @@
 """Ordinary prose that is flagged: `python -m benchmarks.prose DATA [PACK]`.
 
-The beginnings of public-domain books and of film reviews (`guard.lab.annotated`): real texts of up to a thousand tokens
-which a language model annotated, and called none of them harmful: what a harm head flags here is a mistake.
+Beginnings of up to a thousand tokens: of public-domain books and film reviews, which a language model annotated and
+called none of them harmful (`guard.lab.annotated`; heads since 0.8.0 are fitted on them), and of encyclopaedias, news
+and speeches, which nothing is fitted on. What a harm head flags here is a mistake.
 """
 
 import json
@@ -17,23 +18,29 @@ from rich.table import Table
 from guard.assessor import Assessor
 from guard.config import DEFAULT_PACK, load_config
 from guard.lab import annotated
-from guard.lab.labelled import ANNOTATED, Row
+from guard.lab.corpus import documents
+from guard.lab.labelled import ANNOTATED
 from guard.records import Action, CheckInput, CheckOptions, HeadKind, Verdict
 
 OF_EACH = 20  # texts of each source and size
+# Corpora that nothing is fitted on, and the characters at which documents that are longer are cut.
+UNSEEN = {
+    "wikipedia_en": ("wiki_en_general.txt.gz", (400, 1200, 4000)),
+    "wikipedia_zh": ("wiki_zh.txt.gz", (130, 400, 1300)),
+    "news": ("news_misc.txt.gz", (400, 1200, 4000)),
+    "speeches": ("political_speech.txt.gz", (400, 1200, 4000)),
+}
 RESULT = Path(__file__).parent / "results" / "prose.json"
 
 
 def main(data: Path, folder: Path) -> None:
-    chosen = _chosen(annotated.rows(data, [a for a in annotated.annotations() if a.source in annotated.EXCERPTS]))
+    chosen = _annotated(data) | _unseen(data)
     assessor = Assessor.load(load_config(overrides={"pack": str(folder)}))
     heads = [head.name for head in assessor.pack.manifest.heads if head.head is HeadKind.HARM]
     try:
         verdicts = {
-            where: [
-                assessor.check(CheckInput(row.text), CheckOptions(max_attributions=0)) for row in track(rows, where)
-            ]
-            for where, rows in chosen.items()
+            where: [assessor.check(CheckInput(text), CheckOptions(max_attributions=0)) for text in track(texts, where)]
+            for where, texts in chosen.items()
         }
     finally:
         assessor.close()
@@ -50,16 +57,25 @@ def main(data: Path, folder: Path) -> None:
     Console(width=140).print(shown)
 
 
-def _chosen(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def _annotated(data: Path) -> dict[str, list[str]]:
     """Texts by source and by the size they were cut at, drawn by that."""
-    by: dict[str, list[Row]] = {}
-    for row in rows:
+    by: dict[str, list[str]] = {}
+    for row in annotated.rows(data, [a for a in annotated.annotations() if a.source in annotated.EXCERPTS]):
         if row.kind != "harmful_text":
-            by.setdefault(f"{row.source.removeprefix(ANNOTATED)} {row.id.rpartition('/')[2]}", []).append(row)
-    return {
-        where: random.Random(where).sample(those, min(OF_EACH, len(those)))
-        for where, those in sorted(by.items(), key=lambda item: (item[0].split()[0], int(item[0].split()[1])))
-    }
+            by.setdefault(f"{row.source.removeprefix(ANNOTATED)} {row.id.rpartition('/')[2]}", []).append(row.text)
+    places = sorted(by, key=lambda where: (where.split()[0], int(where.split()[1])))
+    return {where: random.Random(where).sample(by[where], min(OF_EACH, len(by[where]))) for where in places}
+
+
+def _unseen(data: Path) -> dict[str, list[str]]:
+    found = {}
+    for source, (file, sizes) in UNSEEN.items():
+        texts = documents(data / "corpus" / file)
+        for size in sizes:
+            where = f"{source} {size}"
+            drawn = random.Random(where).sample([text for text in texts if len(text) > size], OF_EACH)
+            found[where] = [text[:size] for text in drawn]
+    return found
 
 
 def _figures(verdicts: Sequence[Verdict], heads: Sequence[str]) -> dict[str, float]:

@@ -35,7 +35,7 @@ _RESTRICTED = re.compile(
 
 # An own sentence's id says what it was written to: <domain>/<lang>-<letter>-<kind>-<number>; the first have no letter.
 _PLAN_LETTER = re.compile(r"/[a-z]{2}-([a-z])-")
-_LETTERS = {"second": "b", "third": "cdefgh", "fourth": "ijkmnpqr"}
+_LETTERS = {"second": "b", "third": "cdefgh", "fourth": "ijkmnpqr", "long": "stuv"}
 _PLANS = {letter: plan for plan, letters in _LETTERS.items() for letter in letters}
 
 _HARMFUL_SUBDOMAINS = frozenset(
@@ -110,7 +110,7 @@ class Row(BaseModel):
     def group(self) -> str:
         """What is held out together when sources are judged."""
         if self.own and self.source != PAIRS:
-            # Written to four plans: were all held out together, too little that is permissive would be left to fit on.
+            # Written to several plans: with all held out at once, too little permissive text would be left to fit on.
             letter = _PLAN_LETTER.search(self.id)
             return f"own_sentences_{_PLANS[letter[1]] if letter else 'first'}"
         source = self.source.removeprefix(ANNOTATED)
@@ -238,8 +238,9 @@ def written_rows() -> list[Row]:
         domain = name.split(".")[1]
         for line in _own(name):
             labelled = domain in DOMAINS and line["kind"] != "hard_negative"
+            long = name.split(".")[3] in _LETTERS["long"]  # few beside the others: a source that counts by itself
             marks = {
-                "source": f"own_{domain}",
+                "source": "own_long" if long else f"own_{domain}",
                 "label_domains": (domain,) if labelled else (),
                 "scope": _CLEAR_OF[domain] if labelled else DOMAINS,
             }

@@ -230,7 +230,9 @@ def test_a_labelled_harvest_that_is_refused_leaves_the_rows_of_the_other(tmp_pat
 
 
 def test_labelled_texts_are_read_as_far_as_the_context_that_is_asked_for(tmp_path):
-    row = labelled_row("essays", 0).model_copy(update={"text": "one two three four five six seven eight nine ten " * 40})
+    row = labelled_row("essays", 0).model_copy(
+        update={"text": "one two three four five six seven eight nine ten " * 40}
+    )
     read = {"model": "smollm2-135m-instruct", "rows": [row], "hook_points": [POINT], "seed": 0}
     assert stages.harvest_labelled(**read, out=tmp_path / "short", context=9).tokens == 8  # and the sink token
     assert stages.harvest_labelled(**read, out=tmp_path / "long", context=512).tokens > 400

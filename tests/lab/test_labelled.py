@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from itertools import product
 
 import pytest
 
@@ -15,6 +16,7 @@ PLANNED = {
     "terror/zh-b-harmful_request-001": "own_sentences_second",
     "terror/en-h-topical-001": "own_sentences_third",
     "terror/zh-k-topical-001": "own_sentences_fourth",
+    "terror/zh-u-topical-001": "own_sentences_long",
 }
 HARM, PRESENCE = HeadKind.HARM, HeadKind.PRESENCE
 
@@ -220,6 +222,16 @@ def test_informative_texts_are_about_their_topic_and_harmless():
     terror = next(r for r in rows if r.label_domains == ("terror",))
     assert target(terror, "violence", PRESENCE) is None
     assert target(terror, "politics", PRESENCE) is False
+
+
+def test_long_texts_of_our_own_are_a_source_by_themselves_harmful_ones_and_harmless_in_both_languages():
+    rows = [r for r in labelled.own_rows() if r.source == "own_long"]
+    assert {r.group for r in rows} == {"own_sentences_long"}
+    assert min(len(r.text) for r in rows) > 100
+    for lang, domain in product(("en", "zh"), ("pornography", "violence", "terror")):
+        found = Counter(target(r, domain, HARM) for r in rows if r.lang == lang)
+        assert found[True] == 18
+        assert found[False] > 100
 
 
 def _bare(text):

@@ -96,11 +96,10 @@ def _lookalike_line(bare: Mapping[str, Any], in_chats: Mapping[str, Any] | None)
 def _operating_lines(found: Sequence[Mapping[str, Any]]) -> list[str]:
     """What the heads do on rows that their folds had not seen."""
     return [
-        "At the shipped thresholds, on rows whose group of sources the fit had not seen, weighted by source (*left out*: at a",
-        "threshold, or a calibration, that the group had no say in either):",
+        "At the shipped thresholds, on rows whose group of sources the fit had not seen, weighted by source",
+        "(*unseen*: at a threshold, or a calibration, that the group had no say in either):",
         "",
-        "| head | latents | probe | positives flagged | left out | negatives flagged | left out | in chats | ECE | left out "
-        "| Brier |",
+        "| head | latents | probe | positives caught | unseen | flagged | unseen | in chats | ECE | unseen | Brier |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
         *(
             f"| {o['domain']}.{o['head']} | {o['latents']} | {o['probe_share']:.0%} | {_share(o['caught'])} "
