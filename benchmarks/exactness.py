@@ -3,7 +3,7 @@
 SAES is what `guard lab train` wrote, ACTIVATIONS what `guard lab harvest` wrote; neither is shipped.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import torch
@@ -43,4 +43,8 @@ def main(saes: Path, activations: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.exactness", description=__doc__)
+    parser.add_argument("saes", type=Path)
+    parser.add_argument("activations", type=Path)
+    given = parser.parse_args()
+    main(given.saes, given.activations)

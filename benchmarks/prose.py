@@ -5,9 +5,9 @@ called none of them harmful (`guard.lab.annotated`; heads since 0.8.0 are fitted
 and speeches, which nothing is fitted on. What a harm head flags here is a mistake.
 """
 
+import argparse
 import json
 import random
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,4 +97,8 @@ def _figures(verdicts: Sequence[Verdict], heads: Sequence[str]) -> dict[str, flo
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else DEFAULT_PACK)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.prose", description=__doc__)
+    parser.add_argument("data", type=Path, help="the folder of the labelled data and corpora")
+    parser.add_argument("pack", type=Path, nargs="?", default=DEFAULT_PACK)
+    given = parser.parse_args()
+    main(given.data, given.pack)

@@ -54,6 +54,8 @@ def _no_boolean(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
 
 
 _Threshold = Annotated[float, Field(ge=0, le=1), WrapValidator(_no_boolean)]
+# TOML has no null.
+_ThresholdOrNever = Annotated[_Threshold | None, BeforeValidator(lambda value: None if value == "never" else value)]
 
 
 class _Section(BaseModel):
@@ -150,8 +152,8 @@ class PolicyConfig(_Section):
     """Where a score turns into an action; a head that is not named keeps the pack's own thresholds."""
 
     version: str = Field("pack-default", description="shown in every verdict")
-    thresholds: dict[str, dict[Literal["flag", "block"], _Threshold | None]] = Field(
-        default_factory=dict, description='by head: thresholds."violence.harm" = {flag = 0.5, block = 0.9}'
+    thresholds: dict[str, dict[Literal["flag", "block"], _ThresholdOrNever]] = Field(
+        default_factory=dict, description='by head: thresholds."violence.harm" = {flag = 0.5, block = "never"}'
     )
 
 

@@ -18,7 +18,7 @@ pip=("$folder/bin/python" -m pip --disable-pip-version-check)
 "${pip[@]}" install -c "$root/constraints.txt" torch setuptools
 "${pip[@]}" install -c "$root/constraints.txt" -r "$here/requirements.txt"
 "${pip[@]}" install --no-deps "$vllm"
-# Without its dependencies: they are above, but for numpy, whose lower bound numba does not allow here.
+# Without its dependencies: what the tap needs is above; numba does not allow the lower bound of numpy, and no server runs here.
 "${pip[@]}" install --no-deps -e "$root"
 "$folder/bin/python" -c 'import guard.service.sink, vllm; print("vLLM", vllm.__version__, "with guard, in", __import__("sys").prefix)'
 echo "$wanted" > "$stamp"

@@ -12,6 +12,8 @@ from guard.cli import options
 
 app = typer.Typer(help="Settings.", no_args_is_help=True, rich_markup_mode=None)
 
+_NEVER = '"never"'
+
 _EPILOG = """\b
 Examples:
   guard config show
@@ -74,7 +76,7 @@ def _walk(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
 
 
 def _literal(value: Any) -> str:
-    """`value` in TOML, which has no null: empty for None."""
+    """`value` in TOML, which has no null: empty for None, but for a threshold (`guard.config.PolicyConfig`)."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -84,6 +86,6 @@ def _literal(value: Any) -> str:
     if isinstance(value, str | Path):
         return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, dict):
-        pairs = (f"{json.dumps(key)} = {_literal(part)}" for key, part in value.items() if part is not None)
+        pairs = (f"{json.dumps(key)} = {_literal(part) or _NEVER}" for key, part in value.items())
         return f"{{ {', '.join(pairs)} }}" if value else "{}"
     return f"[{', '.join(_literal(part) for part in value)}]"

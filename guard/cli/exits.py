@@ -11,7 +11,7 @@ NOT_ASSESSED = 12
 INTERRUPTED = 130
 
 HELP = (
-    "Exit status: 0 allow, 10 flag, 11 block, 12 not assessed, 2 usage error, 1 any other error "
+    "Exit status: 0 allow, 10 flag, 11 block, 12 not assessed, 2 usage error, 1 any other error, 130 Ctrl-C "
     "(one line on stderr; GUARD_DEBUG=1 shows the traceback)."
 )
 

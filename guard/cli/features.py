@@ -33,8 +33,8 @@ Examples:
 
 _SHOW_EPILOG = """\b
 Examples:
-  guard features show model.layers.14/1234
-  guard features show model.layers.14/1234 --json"""
+  guard features show model.layers.22/4056
+  guard features show model.layers.22/4056 --json"""
 
 
 @app.command("list", epilog=_LIST_EPILOG)
@@ -115,7 +115,7 @@ def show(
 def parse_latent(given: str) -> LatentId:
     hook_point, _, index = given.rpartition("/")
     if not hook_point or not (index.isascii() and index.isdigit()) or int(index) >= 1 << 32:
-        raise UsageError(f"found {given!r}, expected HOOK_POINT/INDEX, such as model.layers.14/1234")
+        raise UsageError(f"found {given!r}, expected HOOK_POINT/INDEX, such as model.layers.22/4056")
     return LatentId(hook_point, int(index))
 
 

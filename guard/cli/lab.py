@@ -72,14 +72,16 @@ def harvest(
             "--share", metavar="FILE=WEIGHT", help="Take more, or less, of one file of --corpus. May be repeated."
         ),
     ] = None,
-    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens to read, about.")] = 5_000_000,
+    tokens: Annotated[int, typer.Option(metavar="N", min=1, help="With --corpus: tokens to read, about.")] = 5_000_000,
     model: Annotated[
         str, typer.Option(metavar="MODEL", help="A model's name, or a Hugging Face folder.")
     ] = "smollm2-135m-instruct",
     context: Annotated[int, typer.Option(metavar="N", min=2, help="Tokens of one piece of text, at most.")] = 256,
-    shard_tokens: Annotated[int, typer.Option(metavar="N", min=1, help="Tokens of one file, about.")] = 32_768,
+    shard_tokens: Annotated[
+        int, typer.Option(metavar="N", min=1, help="With --corpus: tokens of a file, about.")
+    ] = 32_768,
     dtype: Annotated[str, typer.Option(metavar="D", help="float32, bfloat16 or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(metavar="N", help="Chooses and shuffles the texts.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="N", help="Chooses and shuffles the texts, and places in chats.")] = 0,
 ) -> None:
     """Write the activations of a corpus, or of labelled texts, to disk, reading them once."""
     one_source(given, {"corpus": corpus, "labelled": labelled, "annotated": annotated})

@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 def explain(
     saes: Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab train` wrote.")],
     texts: Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --labelled` wrote.")],
-    latents: Annotated[Path, typer.Option(metavar="PATH", help="What `guard lab candidates` wrote, or a pack.")],
+    latents: Annotated[Path, typer.Option(metavar="PATH", help="What `lab candidates` or `lab fit` wrote, or a pack.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where evidence, tasks and explanations go.")],
     corpus: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="What `guard lab harvest --corpus` wrote: more texts to show.")

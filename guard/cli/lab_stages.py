@@ -13,7 +13,7 @@ _FIT_EPILOG = """\b
 Examples:
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/heads
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/sparse \\
-      --latents-per-head 64 --latent-c 0.01
+      --latents-per-head 64 --latents-by-weight 0 --latent-c 0.01 --per-domain pornography=64,0,0.01
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --texts runs/chats --out runs/both
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --out runs/permissive \\
       --explained runs/explained --scores runs/segment --scores runs/judged --permissive --manifests data/
@@ -28,8 +28,8 @@ Examples:
   H="--hook-point model.layers.0 --hook-point model.layers.7 --hook-point model.layers.14 --hook-point model.layers.22"
   guard lab harvest --labelled labelled/ $H --out runs/texts
   guard lab fit --saes runs/saes --texts runs/texts --explained runs/saes --scores runs/saes --out runs/heads \\
-      --latents-per-head 2000 --latents-by-weight 0 --latent-c 5e-4 --prior-tokens 8 \\
-      --passage-tokens 64 --passage-caution 0.1
+      --latents-per-head 2000 --latents-by-weight 0 --latents-by-contrast 0 --latent-c 5e-4 \\
+      --per-domain pornography=2000,0,5e-4 --prior-tokens 8 --passage-tokens 64 --passage-caution 0.1
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
   guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
 
@@ -105,7 +105,7 @@ def fit(
         list[str],
         typer.Option(
             metavar="D=N,W,C",
-            help="--latents-per-head, --latents-by-weight and --latent-c for one domain. May be repeated.",
+            help="The two before and --latent-c for one domain; given once, these defaults are gone. May be repeated.",
         ),
     ] = ["pornography=0,300,1e-3", "politics=0,300,1e-3", "terror=300,400,1e-3"],  # noqa: B006 - typer takes its defaults from here, and never changes them
     dense_c: Annotated[float, typer.Option(metavar="X", min=0.0, help="The same for the dense probe.")] = 0.001,

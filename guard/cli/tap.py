@@ -38,7 +38,7 @@ def compare(
     pack: options.PackFolder = None,
     config: options.ConfigFile = None,
     set_: options.Set = None,
-    json: options.Json = False,
+    json: Annotated[bool, typer.Option("--json", help="Print a line of JSON for each dtype.")] = False,
 ) -> int:
     """Score the same texts in reader mode and through a transformers tap, and say how far they lie apart."""
     dtypes = dtype or ["float32", "bfloat16"]

@@ -1,39 +1,4 @@
-"""What Prometheus scrapes. Every label set is closed: by the pack, by the API or by this table.
-
-| metric | type | labels | meaning |
-|---|---|---|---|
-| `guard_requests_total` | counter | method, phase, action | phases of checks; of ended streams by severest action |
-| `guard_chunks_total` | counter | phase, action | running verdicts of streams, by the phase of the chunk |
-| `guard_domain_actions_total` | counter | domain, phase, action | what each domain came to; requests counted as above |
-| `guard_score` | histogram | domain, head | scores, 0 to 1; requests counted as above |
-| `guard_hits_total` | counter | domain, hook_point, latent | tokens on which a latent fired, for each of its domains |
-| `guard_not_assessed_total` | counter | reason | verdicts that say so; requests counted as above |
-| `guard_request_seconds` | histogram | method, code | a call, from its first byte to its status, by gRPC status code |
-| `guard_chunk_seconds` | histogram | phase | a stream's chunk, from its arrival to its verdict |
-| `guard_stage_seconds` | histogram | stage | tokenize, queue, read, encode and score, of each verdict |
-| `guard_batch_seconds` | histogram | stage | read and encode, of each batch of the reader |
-| `guard_batch_sequences` | histogram | | sequences read together |
-| `guard_batch_tokens` | histogram | | tokens read together |
-| `guard_tokens_total` | counter | | tokens read by the model, context of later windows included |
-| `guard_prefixes_total` | counter | result | chats looked up among those kept: hit or miss |
-| `guard_prefix_tokens_total` | counter | | tokens not read again, since a chat kept begins with them |
-| `guard_prefix_bytes` | gauge | | memory of the chats kept |
-| `guard_queue_depth` | gauge | | requests that wait or are being read |
-| `guard_open_sessions` | gauge | | open streams |
-| `guard_tap_connections` | gauge | engine | taps connected |
-| `guard_tap_requests` | gauge | engine | open requests that taps observe |
-| `guard_tap_steps_total` | counter | engine | steps of engines that taps brought |
-| `guard_tap_rows_total` | counter | engine | runs of rows in them, one for each request of a step |
-| `guard_tap_tokens_total` | counter | engine | tokens observed |
-| `guard_tap_dropped_total` | counter | engine | steps that taps could not hand over |
-| `guard_session_bytes` | gauge | | memory of the open streams' keys and values |
-| `guard_pack_info` | info | id, version, hash | the pack; always 1 |
-| `guard_model_info` | info | fingerprint, verified, dtype, encode_backend | the model that reads; always 1 |
-| `guard_policy_info` | info | version, hash | the policy; always 1 |
-
-`latent` is empty where `server.latent_metrics` is off; `domain` is `none` for a latent without one; `phase` is `none`
-for a request of which no phase was judged. `process_*` metrics of the server's process stand beside these.
-"""
+"""What Prometheus scrapes: docs/serving.md. Every label set is closed: by the pack, by the API or by that table."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -136,6 +136,7 @@ def test_every_setting_has_a_meaning():
         ["server.metrics=", "reader.threads=2", "sessions.idle_seconds=1.5", "reader.allow_unverified=true"],
         ['server.listen=["unix:/tmp/a", "127.0.0.1:1"]', 'server.tls_key=a "b" ü.pem'],
         ['policy.thresholds."violence.harm".flag=0.25', 'policy.thresholds."violence.harm".block=0.5', "pack=x y"],
+        ['policy.thresholds."violence.harm".block=never', 'policy.thresholds."terror.harm".flag=0.5'],
     ],
 )
 def test_toml_reads_back_the_same(guard, tmp_path, sets):

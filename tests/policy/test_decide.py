@@ -36,7 +36,9 @@ def test_a_policy_overrides_one_threshold_and_keeps_the_other():
 
 
 def test_none_switches_an_action_off():
-    assert thresholds(PACK, PolicyConfig(thresholds={"violence.harm": {"block": None}}))["violence.harm"] == (0.5, None)
+    for never in (None, "never"):
+        policy = PolicyConfig(thresholds={"violence.harm": {"block": never}})
+        assert thresholds(PACK, policy)["violence.harm"] == (0.5, None)
 
 
 def test_an_unknown_head_is_named():

@@ -6,12 +6,14 @@ import pytest
 
 from guard.errors import InvalidInput
 from guard.records import Phase
-from guard.service import metrics
 from guard.service.client import Chunk, GuardClient
 from guard.service.metrics import Metrics
+from tests.conftest import REPOSITORY
 from tests.service.forgetful import Forgetful
 from tests.service.running import make_config, running
 from tests.service.standin import StandIn, not_assessed
+
+DOCUMENT = REPOSITORY / "docs" / "serving.md"
 
 
 def scrape(server):
@@ -29,7 +31,9 @@ def value(server, name, seconds=5.0):
 
 
 def table():
-    rows = re.findall(r"^\| `(guard_\w+)` \| (\w+) \| ([\w, ]*) ?\| .+ \|$", metrics.__doc__, re.MULTILINE)
+    rows = re.findall(
+        r"^\| `(guard_\w+)` \| (\w+) \| ([\w, ]*) ?\| .+ \|$", DOCUMENT.read_text(encoding="utf-8"), re.MULTILINE
+    )
     return {
         name: (kind, [label for label in labels.replace(" ", "").split(",") if label]) for name, kind, labels in rows
     }
