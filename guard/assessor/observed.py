@@ -6,6 +6,7 @@ there on. Everything behind a hit is what reader mode uses: phase states, heads,
 """
 
 import logging
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -52,8 +53,9 @@ class Progress:
 class Follower:
     """Who follows a request, announced before its first row or while it runs: from then on it is that one request's."""
 
-    def __init__(self, request_id: str, wake: Callable[[], None]) -> None:
+    def __init__(self, request_id: str, wake: Callable[[], None], *, upcoming: bool = False) -> None:
         self.request_id = request_id
+        self.upcoming = upcoming  # it has not begun: one of that id that has ended is another
         self.wake = wake  # called on any thread whenever the request has advanced
         self.request: Request | None = None  # once a row of it has come
         self.passed_over = False  # rows of it have, and there was no room
@@ -143,7 +145,9 @@ class Observed:
                 counted += fired
                 touched[rows.request_id] = request
             self._pipeline.count_hits(counted)
-            self._judge(list(touched.values()))
+            if step.rows:
+                link.read_at = time.monotonic()
+            self._judge(link, list(touched.values()))
             for missed in step.missed:
                 request = self._open(link, missed.request_id, 0)
                 if request is not None:
@@ -152,7 +156,7 @@ class Observed:
             for ended in step.ended:
                 request = self._open(link, ended.request_id, 0)
                 if request is not None:
-                    self._end(request, ended)
+                    self._end(link, request, ended)
                     touched[ended.request_id] = request
             if tokens and self.trouble and self._over(link, touched.values()):
                 self._clear()
@@ -209,8 +213,11 @@ class Observed:
             _log.warning("rows are passed over: %d requests are open (taps.sessions)", len(self._requests))
         self._full = True
 
-    def _judge(self, requests: Sequence[Request]) -> None:
-        """What each phase that advanced calls for; a block goes to the tap where the settings say so."""
+    def _judge(self, link: "Link", requests: Sequence[Request]) -> None:
+        """What each phase that advanced calls for; a block goes to the taps where the settings say so.
+
+        Those are the request's own, and the one that brought these rows: two engines may serve one id.
+        """
         asked = [(request, phase) for request in requests for phase in request.to_judge(self._config.least_tokens)]
         if not asked:
             return
@@ -219,17 +226,19 @@ class Observed:
             blocked = request.told(phase, found)
             if blocked and phase.value in self._config.stop:
                 request.link.stops.add(request.id)
+                link.stops.add(request.id)
 
-    def _end(self, request: Request, ended: Ended) -> None:
+    def _end(self, link: "Link", request: Request, ended: Ended) -> None:
         fired = request.end(self._pipeline, ended)
         self._pipeline.count_hits(fired)
-        self._judge([request])
+        self._judge(link, [request])
         self._finish(request, request.finish_reason)
 
     def _finish(self, request: Request, reason: str) -> None:
         request.finish_reason = reason
         request.link.open.discard(request.id)
-        request.link.stops.discard(request.id)
+        for link in self._links | {request.link}:
+            link.need_not_stop(request.id)
         self._pipeline.observer.ended(self._verdict(request, CheckOptions(max_attributions=0, request_id=request.id)))
         del self._requests[request.id]
         self._ended[request.id] = request
@@ -248,7 +257,9 @@ class Observed:
     def follow(self, follower: Follower) -> None:
         """Announces a request, or follows one that is there, until `leave`: in either order, as cancelled calls may."""
         with self._lock:
-            request = self.find(follower.request_id)
+            request = self._requests.get(follower.request_id)
+            if request is None and not follower.upcoming:
+                request = self._ended.get(follower.request_id)
             if follower.left:
                 return
             if request is None:
@@ -302,7 +313,9 @@ class Observed:
             detail = f"its rows were passed over: {self._config.sessions} other requests were open (taps.sessions)"
         else:
             with self._lock:
-                self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
+                # Where others' rows come, this one waits in the engine's queue, or is nobody's: the taps serve.
+                if not any(time.monotonic() - link.read_at < self._config.wait_seconds for link in self._links):
+                    self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
         pipeline = self._pipeline
         return Verdict(
             request_id=options.request_id,
@@ -385,12 +398,24 @@ class Link:
         self.connected_at = time.monotonic()
         self.open: set[str] = set()
         self.stops: set[str] = set()  # open requests whose generation is to end
+        self.read_at = -math.inf  # when rows came last
+        self._sent: set[str] = set()
         self._dropped = 0
 
     def take(self, step: Step, *, dropped: int = 0) -> None:
         """Reads a step; `dropped` counts the steps that the tap could not hand over so far."""
         more, self._dropped = dropped - self._dropped, dropped
         self._observed.take(self, step, max(0, more))
+
+    def stops_to_send(self) -> list[str]:
+        """Those of `stops` that no call before this one gave."""
+        new = self.stops - self._sent
+        self._sent |= new
+        return sorted(new)
+
+    def need_not_stop(self, request_id: str) -> None:
+        self.stops.discard(request_id)
+        self._sent.discard(request_id)
 
     def close(self) -> None:
         """The tap has gone; requests that it leaves open are not assessed."""

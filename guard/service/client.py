@@ -12,7 +12,7 @@ import grpc
 
 from guard.errors import ConfigError, InvalidInput
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Message, Phase, Verdict
-from guard.service import convert, errors
+from guard.service import convert, errors, keepalive
 from guard.service.pb.guard.v1 import guard_pb2 as pb
 from guard.service.pb.guard.v1 import guard_pb2_grpc
 
@@ -61,6 +61,7 @@ class GuardClient:
         """`tls_ca` turns TLS on; `tls_certificate` and `tls_key` are the caller's own, for mTLS. Raises ConfigError."""
         self.timeout_s = timeout_s
         options = [
+            *keepalive.OF_CHANNEL,
             ("grpc.max_receive_message_length", -1),  # token detail of a long text is large
             # A sidecar that restarts is back in a moment: grpc itself would wait for up to two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -137,15 +138,23 @@ class GuardClient:
             call.cancel()  # a caller that stops early frees the stream
 
     def follow(
-        self, request_id: str, *, options: CheckOptions | None = None, timeout_s: float | None = None
+        self,
+        request_id: str,
+        *,
+        upcoming: bool = False,
+        options: CheckOptions | None = None,
+        timeout_s: float | None = None,
     ) -> Iterator[Followed]:
-        """A request that a tap observes, as it goes, up to its end. May be called before the request begins.
+        """A request that a tap observes, as it goes, up to its end.
 
+        May be called before the request is sent: `upcoming` says so, and an earlier one of that id is not meant.
         `timeout_s` bounds the whole; None leaves that to the request, which the sidecar takes as lost when it stands.
         """
         asked = options or CheckOptions()
         with _sendable("options"):
-            request = pb.FollowRequest(request_id=request_id, options=convert.options_to_proto(asked))
+            request = pb.FollowRequest(
+                request_id=request_id, options=convert.options_to_proto(asked), upcoming=upcoming
+            )
         call = self._stub.Follow(request, timeout=timeout_s)
         try:
             for response in call:

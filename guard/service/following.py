@@ -14,8 +14,10 @@ from guard.records import CheckOptions
 _VERDICT_SECONDS = 0.25  # between verdicts where nothing but the counts has changed
 
 
-async def following(assessor: Assessor, options: CheckOptions) -> AsyncGenerator[Progress]:
+async def following(assessor: Assessor, options: CheckOptions, *, upcoming: bool = False) -> AsyncGenerator[Progress]:
     """Ends with the request, or with not_assessed where no row of it comes in time.
+
+    `upcoming`: it has not been sent yet, so that one of its id which has ended is not it.
 
     Raises NotFound for a domain that the pack does not have, and InvalidInput for options that make no sense.
     """
@@ -27,7 +29,7 @@ async def following(assessor: Assessor, options: CheckOptions) -> AsyncGenerator
         if not advanced.is_set():
             loop.call_soon_threadsafe(advanced.set)
 
-    follower = Follower(options.request_id, wake)
+    follower = Follower(options.request_id, wake, upcoming=upcoming)
     try:
         # Whatever takes the taps' lock runs on another thread: a step may hold it for long.
         await asyncio.to_thread(observed.follow, follower)

@@ -66,10 +66,9 @@ def _abort(context: grpc.ServicerContext, error: GuardError) -> None:
 
 def _take(link: Link, request: bytes) -> list[str]:
     """Reads a step; the requests whose generation is to end from now on."""
-    before = set(link.stops)
     read = wire.read_request(request)
     if isinstance(read, TapInfo):
         raise InvalidInput("found a second hello, expected steps", reason="UNEXPECTED_MESSAGE")
     step, dropped = read
     link.take(step, dropped=dropped)
-    return sorted(link.stops - before)
+    return link.stops_to_send()

@@ -168,6 +168,18 @@ def test_hits_that_cannot_be_spoil_their_own_request_alone(assessor, observed, l
     assert (verdict_of(observed, "good").action, verdict_of(observed, "bad").action) == ("allow", "not_assessed")
 
 
+def test_two_taps_that_bring_rows_of_one_request_are_both_told_to_stop_it_once(assessor, observed, link):
+    other = observed.connect(info_of(assessor))
+    request = told(assessor, asked(BLOCKED, LONG))
+    link.take(request.step(0, 20))
+    other.take(request.step(0, request.prompt_tokens))  # as a hedged request's: the same tokens on another engine
+    assert (link.stops_to_send(), other.stops_to_send()) == (["r"], ["r"])
+    other.take(request.step(request.prompt_tokens, request.prompt_tokens + 4))
+    assert (link.stops_to_send(), other.stops_to_send()) == ([], [])
+    link.take(request.ended("guard"))
+    assert (link.stops, other.stops) == (set(), set())
+
+
 def test_a_block_stops_the_request_until_it_has_ended_and_is_never_taken_back(assessor, observed, link):
     request = told(assessor, asked(HARMLESS, f"{BLOCKED} {HARMLESS * 6}"))
     for begin in range(len(request.ids)):

@@ -138,6 +138,32 @@ def test_an_announced_request_without_rows_is_not_assessed_and_health_says_so(as
     assert until(lambda: serves(server))
 
 
+def test_while_rows_of_others_come_one_that_waits_is_no_trouble_of_the_taps(assessor, client, server, sink):
+    assert until(lambda: sink.connected)
+    seen = []
+    follower = threading.Thread(target=lambda: seen.append(outcome(client, "waits")))
+    follower.start()
+    assert until(lambda: "waits" in assessor.observed._announced)
+    sink.send(told(assessor, asked(HARMLESS), "runs").step(0, 20))
+    follower.join(20)
+    assert seen[0].verdict.action is Action.NOT_ASSESSED
+    assert serves(server)
+
+
+def test_a_request_to_come_is_not_the_one_of_its_id_that_has_ended(assessor, client, sink):
+    first, second = (told(assessor, asked(given), "again") for given in (BLOCKED, HARMLESS))
+    told_whole(sink, first)
+    assert outcome(client, "again").verdict.action is Action.BLOCK
+    stream = client.follow("again", upcoming=True)
+    seen = []
+    follower = threading.Thread(target=lambda: seen.extend(stream))
+    follower.start()
+    assert until(lambda: "again" in assessor.observed._announced)
+    told_whole(sink, second)
+    follower.join(20)
+    assert (seen[-1].finish_reason, seen[-1].verdict.action) == ("stop", "allow")
+
+
 def test_a_prompt_that_comes_in_parts_is_not_judged_before_it_is_whole(assessor, client, sink):
     request = told(assessor, asked(f"{BLOCKED} {HARMLESS * 8}"), "parts")
     assert until(lambda: sink.connected)

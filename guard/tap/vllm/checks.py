@@ -35,8 +35,8 @@ _RUNNER = (  # private to vLLM, so looked for by name
     "requests",
     "sample_tokens",
     "shutdown",
+    "speculative_config",
     "use_aux_hidden_state_outputs",
-    "uses_mrope",
     "_setup_eagle3_aux_hidden_state_outputs",
 )
 _SIZES = (

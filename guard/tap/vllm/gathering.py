@@ -70,6 +70,9 @@ class Gathering:
             ready += self.take()
         return ready
 
+    def drop(self) -> None:
+        self._waiting = []
+
     def take(self) -> list[Computed]:
         """What waits; it is forgotten here."""
         waiting, self._waiting = self._waiting, []

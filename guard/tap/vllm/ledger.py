@@ -2,7 +2,8 @@
 
 The engine computes a request's tokens in any pieces it likes: chunks of a prompt, tokens again after a preemption,
 drafts that are rejected, nothing at all for a cached prefix. The ledger makes of them what the sidecar reads: each
-token once, in order, or the request is missed and stays so.
+token once, in order, or the request is missed and stays so. What a missed request computes is kept for the next one all
+the same: the engine will not compute it again.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,15 +21,18 @@ from guard.tap.vllm.fired import Fired, joined
 class _Request:
     caller: str
     prompt: NDArray[np.int32]  # [prompt tokens]
-    shared: bool  # whether its blocks are those of every request with the same tokens
+    kept: bool  # whether its blocks go to the store: they are those of every request with the same tokens
     told: int = 0  # tokens whose rows have gone out, from the first on
+    known: int = 0  # those and, of a missed request, the ones after them that were computed
     last_token: int = -1
     held: Fired | None = None  # rows of drafts, from `held_at` on: not yet accepted
     held_at: int = 0
     missed: bool = False
     open: list[Fired] = field(default_factory=list)  # accepted rows of the block that is not full yet
     open_tokens: int = 0
-    blocks: list[Block] = field(default_factory=list)
+    key: bytes = ROOT  # of the blocks before that one,
+    full: int = 0  # how many they are,
+    blocks: list[Block] = field(default_factory=list)  # and those of them whose rows are known
 
 
 class Ledger:
@@ -58,7 +62,8 @@ class Ledger:
         Two running requests with one caller's id are both missed: the sidecar could not tell their tokens apart.
         """
         ids = np.asarray(() if prompt is None else prompt, dtype=np.int32)
-        self._requests[engine_id] = _Request(caller, ids, shared)
+        kept = shared and self._store is not None and prompt is not None and not refuse
+        self._requests[engine_id] = _Request(caller, ids, kept)
         same = self._callers.setdefault(caller, [])
         same.append(engine_id)
         if refuse:
@@ -77,15 +82,20 @@ class Ledger:
         """The last token whose row was told; -1 where there is none."""
         return self._requests[engine_id].last_token
 
-    def miss_all(self, detail: str) -> None:
+    def lose_all(self, detail: str) -> None:
         for engine_id in self._requests:
-            self.miss(engine_id, detail)
+            self.lose(engine_id, detail)
+
+    def lose(self, engine_id: str, detail: str) -> None:
+        """Misses a request of which nothing more can be known: which row is which token's, for one."""
+        request = self._requests[engine_id]
+        request.kept, request.held, request.open = False, None, []
+        self.miss(engine_id, detail)
 
     def miss(self, engine_id: str, detail: str) -> None:
         request = self._requests[engine_id]
         if not request.missed:
             request.missed = True
-            request.held, request.open = None, []
             self._missed.append(Missed(request.caller, detail))
 
     def add(self, engine_id: str, begin: int, fired: Fired, drafts: int = 0) -> None:
@@ -94,10 +104,10 @@ class Ledger:
         `settle` says how many of these were accepted; else the request's next step does, by where it begins.
         """
         request = self._requests[engine_id]
-        if request.missed:
+        if request.missed and not request.kept:
             return
         self._accept(request, begin)
-        if begin > request.told and not self._replay(engine_id, request, begin):
+        if begin > request.known and not self._replay(engine_id, request, begin):
             return
         sure = len(fired) - drafts
         self._tell(request, begin, fired.cut(0, sure))
@@ -138,30 +148,32 @@ class Ledger:
 
     def _tell(self, request: _Request, begin: int, fired: Fired) -> None:
         fired = self._emit(request, begin, fired)
-        if len(fired) and self._store is not None and request.shared:
+        if len(fired) and self._store is not None and request.kept:
             self._fill(self._store, request, fired)
 
     def _emit(self, request: _Request, begin: int, fired: Fired) -> Fired:
-        """Gathers the rows that are new, and returns them."""
-        if begin < request.told:  # computed again after a preemption
-            fired = fired.cut(min(len(fired), request.told - begin), len(fired))
-            begin = request.told
+        """Gathers the rows that are new, unless they are missed; and returns them."""
+        if begin < request.known:  # computed again after a preemption
+            fired = fired.cut(min(len(fired), request.known - begin), len(fired))
+            begin = request.known
         if not len(fired):
             return fired
-        self._rows.append(
-            Rows(
-                request_id=request.caller,
-                begin=begin,
-                prompt_tokens=len(request.prompt),
-                token_ids=fired.ids,
-                token=fired.token,
-                row=fired.row,
-                value=fired.value,
-                probe=fired.probe,
-                finite=fired.finite,
+        if not request.missed:
+            self._rows.append(
+                Rows(
+                    request_id=request.caller,
+                    begin=begin,
+                    prompt_tokens=len(request.prompt),
+                    token_ids=fired.ids,
+                    token=fired.token,
+                    row=fired.row,
+                    value=fired.value,
+                    probe=fired.probe,
+                    finite=fired.finite,
+                )
             )
-        )
-        request.told = begin + len(fired)
+            request.told = begin + len(fired)
+        request.known = begin + len(fired)
         request.last_token = int(fired.ids[-1])
         return fired
 
@@ -171,35 +183,43 @@ class Ledger:
             end = done + size - request.open_tokens
             part = fired.cut(done, end)
             whole = joined([*request.open, part]) if request.open else part.compact()
-            parent = request.blocks[-1].key if request.blocks else ROOT
-            request.blocks.append(store.put(chain(parent, whole.ids), whole))
+            request.key = chain(request.key, whole.ids)
+            request.full += 1
+            request.blocks.append(store.put(request.key, whole))
             request.open, request.open_tokens, done = [], 0, end
         if done < len(fired):
             request.open.append(fired.cut(done, len(fired)).compact())
             request.open_tokens += len(fired) - done
 
     def _replay(self, engine_id: str, request: _Request, end: int) -> bool:
-        """Tells the rows of a cached prefix, up to position `end`; False where they are not there."""
-        begin = request.told
+        """Tells the rows of a cached prefix, up to position `end`; False where nothing can be known of what follows.
+
+        Where rows of it are gone, the request is missed, and its own blocks are known all the same: they are named by
+        their tokens.
+        """
+        begin = request.known
         what = f"a cached prefix of {end - begin} tokens (from position {begin})"
-        if self._store is None or not request.shared:
-            self.miss(engine_id, f"{what}, whose rows are not kept")
+        if self._store is None or not request.kept:
+            self.lose(engine_id, f"{what}, whose rows are not kept")
             return False
         size = self._store.block_tokens
         if end > len(request.prompt) or end % size:
-            self.miss(engine_id, f"{what} that ends within a block of {size} tokens or beyond the prompt")
+            self.lose(engine_id, f"{what} that ends within a block of {size} tokens or beyond the prompt")
             return False
-        blocks = list(request.blocks)
-        for start in range(len(blocks) * size, end, size):
-            key = chain(blocks[-1].key if blocks else ROOT, request.prompt[start : start + size])
-            block = self._store.get(key)
+        first = request.full * size
+        found: list[Block] = []
+        for start in range(first, end, size):
+            request.key = chain(request.key, request.prompt[start : start + size])
+            block = self._store.get(request.key)
             if block is None:
                 self.miss(engine_id, f"{what}, whose rows are gone from position {start} on")
-                return False
-            blocks.append(block)
-        first = begin // size
-        fired = joined([block.fired for block in blocks[first:]]).cut(begin - first * size, end - first * size)
-        request.blocks, request.open, request.open_tokens = blocks, [], 0
-        self._emit(request, begin, fired)
+            else:
+                found.append(block)
+        request.full, request.open, request.open_tokens = end // size, [], 0
+        request.blocks += found
+        if request.missed:
+            request.known = end
+            return True
+        self._emit(request, begin, joined([block.fired for block in found]).cut(begin - first, end - first))
         self.replayed += end - begin
         return True

@@ -46,6 +46,8 @@ class RunnerTap:
         self._may_stop = settings.stop
         self._store_bytes = settings.store_mib << 20
         self._gathering = Gathering(settings.gather)
+        # Its CUDA graphs use the memory again that holds auxiliary outputs, before these are read.
+        self._drafting_model = runner.speculative_config is not None and runner.speculative_config.method != "ngram"
         self._ledger: Ledger | None = None
         self._ending: set[str] = set()  # requests that the scheduler was asked to finish
         self.spent = Spent()
@@ -72,6 +74,8 @@ class RunnerTap:
         batch = list(runner.input_batch.req_ids[: runner.input_batch.num_reqs])
         ours = self._activations.auxiliary
         if ours:  # a drafter must see what it would see without us
+            if self._drafting_model and state.aux_hidden_states is not None:
+                state = state._replace(aux_hidden_states=[x.clone() for x in state.aux_hidden_states])
             runner.execute_model_state = state._replace(aux_hidden_states=None)
             runner.use_aux_hidden_state_outputs = False
         own = time.perf_counter() - started
@@ -133,15 +137,16 @@ class RunnerTap:
             part(*args)
         except Exception:
             log.exception("guard: the tap failed; all running requests are not assessed")
-            self._gathering.take()
-            self.ledger.miss_all("the tap failed; the engine's log says how")
-            if (step := self.ledger.take()) is not None:
-                self._sink.send(step)
+            self._gathering.drop()
+            if self._ledger is not None:
+                self._ledger.lose_all("the tap failed; the engine's log says how")
+                if (step := self._ledger.take()) is not None:
+                    self._sink.send(step)
 
     def _come_and_go(self, scheduler_output: Any) -> None:
         ledger = self.ledger
         if scheduler_output.finished_req_ids:
-            self._tell(self._gathering.take())
+            self._guarded(self._flush)  # by itself: who comes and goes is said only once
         for engine_id in scheduler_output.finished_req_ids:
             if engine_id in ledger:
                 ledger.end(engine_id, self._reason(engine_id))
@@ -150,7 +155,7 @@ class RunnerTap:
             self._sink.send(step)
         for new in scheduler_output.scheduled_new_reqs:
             if new.req_id in ledger:
-                ledger.miss(new.req_id, "a prompt that grows while it is answered")
+                ledger.lose(new.req_id, "a prompt that grows while it is answered")
                 continue
             params = new.sampling_params
             ledger.begin(
@@ -163,6 +168,9 @@ class RunnerTap:
                 if new.lora_request
                 else "",
             )
+
+    def _flush(self) -> None:
+        self._tell(self._gathering.take())
 
     def _reason(self, engine_id: str) -> str:
         """Why a request ended, which the scheduler does not tell the worker: from its last tokens."""
@@ -191,15 +199,15 @@ class RunnerTap:
         scheduled = state.scheduler_output.num_scheduled_tokens
         lengths = [scheduled[engine_id] for engine_id in batch]
         total = sum(lengths)
-        positions = runner.mrope_positions.gpu[0] if runner.uses_mrope else runner.positions
+        # Plain positions, which vLLM has for multi-modal models too: their rotary ones jump at an image.
         step = Computed(
-            batch, lengths, runner.input_ids.gpu[:total], positions[:total], self._activations.of(state, total)
+            batch, lengths, runner.input_ids.gpu[:total], runner.positions[:total], self._activations.of(state, total)
         )
         drafts = state.scheduler_output.scheduled_spec_decode_tokens
         if total == len(batch) and not drafts:
             self._tell(self._gathering.add(step))
         else:
-            self._tell(self._gathering.take())
+            self._flush()
             self._tell([step], drafts, getattr(output, "sampled_token_ids", None))
 
     def _tell(

@@ -146,6 +146,51 @@ def test_a_cached_prefix_without_its_hits_is_missed_and_stays_so():
     assert ledger.take().ended == (Ended("second", "stop", 0),)
 
 
+def test_what_a_missed_request_computes_is_there_for_the_next_one():
+    ids = list(range(10, 43))
+    ledger = Ledger(store())
+    for number in range(2):  # n = 2: one id twice, which nobody could tell apart
+        ledger.begin(f"{number}_e", "twice", ids)
+    for number in range(2):
+        read(ledger, f"{number}_e", ids, 16 * number, 33)  # the second finds the first one's blocks in the cache
+        ledger.end(f"{number}_e", "stop")
+    assert ledger.take().rows == ()
+    ledger.begin("next", "next", [*ids[:24], 5, 6])
+    read(ledger, "next", [*ids[:24], 5, 6], 24, 26)
+    step = ledger.take()
+    assert step.missed == ()
+    assert_same(told([step], "next"), alone([*ids[:24], 5, 6]))
+
+
+def test_behind_a_prefix_whose_hits_are_gone_a_missed_request_s_own_blocks_are_kept():
+    ids = list(range(10, 50))
+    ledger = Ledger(store(blocks=3))
+    ledger.begin("e1", "first", ids)
+    read(ledger, "e1", ids, 8, 40)  # a prefix that nobody here computed
+    step = ledger.take()
+    assert (step.rows, [missed.request_id for missed in step.missed]) == ((), ["first"])
+    ledger.begin("e2", "second", ids)
+    read(ledger, "e2", ids, 0, 8)  # computed anew
+    read(ledger, "e2", ids, 32, 40)
+    step = ledger.take()
+    assert step.missed == ()
+    assert_same(told([step], "second"), alone(ids))
+
+
+def test_where_rows_got_lost_nothing_more_of_these_requests_is_kept():
+    ids = list(range(10, 26))
+    ledger = Ledger(store())
+    ledger.begin("e1", "first", ids)
+    read(ledger, "e1", ids, 0, 4)
+    ledger.lose_all("the tap failed")
+    read(ledger, "e1", ids, 6, 16)
+    assert [missed.detail for missed in ledger.take().missed] == ["the tap failed"]
+    ledger.end("e1", "stop")
+    ledger.begin("e2", "second", ids)
+    read(ledger, "e2", ids, 8, 16)
+    assert "whose rows are gone from position 4 on" in ledger.take().missed[0].detail
+
+
 def test_a_running_request_keeps_its_blocks():
     ids = list(range(10, 30))
     ledger = Ledger(store(blocks=2))

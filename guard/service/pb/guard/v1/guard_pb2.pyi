@@ -150,12 +150,14 @@ class WatchResponse(_message.Message):
     def __init__(self, verdict: _Optional[_Union[Verdict, _Mapping]] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class FollowRequest(_message.Message):
-    __slots__ = ("request_id", "options")
+    __slots__ = ("request_id", "options", "upcoming")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    UPCOMING_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     options: CheckOptions
-    def __init__(self, request_id: _Optional[str] = ..., options: _Optional[_Union[CheckOptions, _Mapping]] = ...) -> None: ...
+    upcoming: bool
+    def __init__(self, request_id: _Optional[str] = ..., options: _Optional[_Union[CheckOptions, _Mapping]] = ..., upcoming: _Optional[bool] = ...) -> None: ...
 
 class FollowResponse(_message.Message):
     __slots__ = ("verdict", "prompt_read", "completion_read", "finished", "finish_reason")

@@ -1,0 +1,10 @@
+"""Options of channels and servers by which either end finds out that the other is gone without a word.
+
+Over TCP a host that vanishes closes nothing: the kernel gives up after some fifteen minutes, and a tap would be cut off
+from the sidecar that has taken its place for as long.
+"""
+
+_PINGS = (("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000))  # while a call is open
+OF_CHANNEL = _PINGS
+# A server takes pings that come more often than every five minutes for an attack, unless it is told.
+OF_SERVER = (*_PINGS, ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000))
