@@ -78,12 +78,17 @@ class ReaderConfig(_Section):
     window: int = Field(1024, ge=16, description="tokens read at once; longer text is read in overlapping windows")
     overlap: int = Field(128, ge=0, description="tokens that a window shares with the one before it")
     batch_tokens: int = Field(512, ge=16, description="padded tokens in one batch, at most")
-    step_tokens: int = Field(256, ge=16, description="tokens of one text read at once: short texts wait no longer")
+    step_tokens: int = Field(
+        256,
+        ge=16,
+        description="tokens of one checked text read at once: others wait no longer; a stream's chunk is read whole",
+    )
     queue_size: int = Field(256, ge=1, description="requests that may wait; one more is refused at once")
     queue_bytes: int = Field(
         16 << 20,
         ge=0,
-        description="UTF-8 bytes of all their text; one more is refused, but what a stream feeds first",
+        description="UTF-8 bytes of all their text, and no less than limits.text_bytes; one more is refused, but what "
+        "a stream feeds first",
     )
     allow_unverified: bool = Field(False, description="run a model that the pack was not made for, and say so")
 
@@ -117,9 +122,9 @@ class TapsConfig(_Section):
 
 
 class PrefixesConfig(_Section):
-    """Chats kept for others that begin alike: a system prompt, earlier turns."""
+    """Chats of checks kept for others that begin alike: a system prompt, earlier turns. A stream keeps its own."""
 
-    limit: int = Field(32, ge=0, description="chats kept at most; 0 keeps none")
+    limit: int = Field(32, ge=0, description="chats of checks kept at most; 0 keeps none")
     bytes: int = Field(256 << 20, ge=0, description="bytes of them all, at most")
     idle_seconds: float = Field(300.0, gt=0, description="one that no chat used for longer is let go")
 
@@ -132,7 +137,10 @@ class LimitsConfig(_Section):
 class EncodeConfig(_Section):
     backend: Literal[
         "auto", "reference", "cpu", "cpu-bf16", "numpy", "triton", "triton-bf16", "triton-int8", "triton-fp8"
-    ] = Field("auto", description="which implementation encodes")
+    ] = Field(
+        "auto",
+        description="which implementation encodes; numpy is for a reader that `guard export` made, and no other is",
+    )
 
 
 class ServerConfig(_Section):
