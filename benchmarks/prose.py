@@ -1,8 +1,8 @@
 """Ordinary prose that is flagged: `python -m benchmarks.prose DATA [PACK]`.
 
 Beginnings of up to a thousand tokens: of public-domain books and film reviews, which a language model annotated and
-called none of them harmful (`guard.lab.annotated`; heads since 0.8.0 are fitted on them), and of encyclopaedias, news
-and speeches, which nothing is fitted on. What a harm head flags here is a mistake.
+called none of them harmful (`guard.lab.annotated`; heads since 0.8.0 are calibrated on them), and of encyclopaedias, news
+and speeches, which nothing is fitted or calibrated on. What a harm head flags here is a mistake.
 """
 
 import argparse

@@ -19,6 +19,7 @@ from guard.errors import InvalidInput, first_problem
 from guard.records import HeadKind, Message, Role
 
 PAIRS = "own_pairs"  # the source of the contrast pairs' rows
+LONG = "own_long"  # and of our own long texts
 DOMAINS = ("pornography", "politics", "violence", "terror")
 ANNOTATED = "annotated_"  # what the sources' names begin with whose labels are ours, see guard.lab.annotated
 OURS = ("own_", ANNOTATED)  # fitted and calibrated on; no AUROC is computed on them
@@ -240,7 +241,7 @@ def written_rows() -> list[Row]:
             labelled = domain in DOMAINS and line["kind"] != "hard_negative"
             long = name.split(".")[3] in _LETTERS["long"]  # few beside the others: a source that counts by itself
             marks = {
-                "source": "own_long" if long else f"own_{domain}",
+                "source": LONG if long else f"own_{domain}",
                 "label_domains": (domain,) if labelled else (),
                 "scope": _CLEAR_OF[domain] if labelled else DOMAINS,
             }

@@ -240,9 +240,8 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
     config, dense = design.config, design.dense
     probe = (config.sources, config.dense_c, config.iterations, config.passage_tokens, dense.shape, dense[:1].tobytes())
     says = {"tfidf": (config.sources,), "probe": probe}
-    told = hashlib.sha256(
-        b"".join([y.tobytes() for y in design.targets.values()] + [design.weak.tobytes()])
-    ).hexdigest()
+    fitted = [design.taught_by(head, design.fitted_on) for head in HEADS]
+    told = hashlib.sha256(b"".join(x.tobytes() for x in (*design.targets.values(), *fitted, design.weak))).hexdigest()
     read = [shards.described(folder).sources for folder in texts]
     groups = np.unique(design.group).tolist()
     result = OutOfFold()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from guard.lab.heads.calibrate import BLOCK_FPR, FLAG_FPR, _cut, fit_all, source_weights
+from guard.lab.heads.calibrate import BLOCK_FPR, FLAG_FPR, cut, fit_all, source_weights
 from guard.lab.heads.fit import HEADS
 from guard.lab.heads.operating import ece
 from guard.records import HeadKind
@@ -14,7 +14,7 @@ SOURCES = {"big": 5000, "small": 320}
 
 def test_the_cut_is_the_highest_score_from_which_on_the_share_of_the_weight_is_flagged():
     scores, weights = np.array([0.6, 0.9, 0.7, 0.8]), np.array([6.0, 1.0, 2.0, 1.0])
-    assert [_cut(scores, weights, share) for share in (0.05, 0.1, 0.15, 0.3, 0.5)] == [0.9, 0.9, 0.8, 0.7, 0.6]
+    assert [cut(scores, weights, share) for share in (0.05, 0.1, 0.15, 0.3, 0.5)] == [0.9, 0.9, 0.8, 0.7, 0.6]
 
 
 @pytest.mark.parametrize("share", [0.001, 0.02, 0.3])
@@ -22,7 +22,7 @@ def test_the_cut_is_the_highest_score_from_which_on_the_share_of_the_weight_is_f
 def test_a_cut_flags_its_share_of_the_weight_and_at_most_one_row_more(rows, share):
     rng = np.random.default_rng(rows)
     scores, weights = rng.permutation(rows) / rows, rng.exponential(size=rows)
-    flagged = scores >= _cut(scores, weights, share)
+    flagged = scores >= cut(scores, weights, share)
     weakest = np.flatnonzero(flagged)[scores[flagged].argmin()]
     told = weights[flagged].sum() / weights.sum()
     assert told >= share
@@ -129,3 +129,33 @@ def test_rows_that_nothing_may_be_fitted_on_move_neither_thresholds_nor_weights(
         assert a.section == b.section == c.section
         assert (a.model.latent_weights == c.model.latent_weights).all()
         assert (a.model.dense_weights == c.model.dense_weights).all()
+
+
+def test_long_texts_move_thresholds_and_only_our_own_the_weights_of_violence_alone():
+    extra = [
+        *(labelled_row("annotated_gutenberg", i) for i in range(100)),
+        *(labelled_row("own_long", i, harmful=i % 2 == 0) for i in range(100)),
+    ]
+    rows, logits = made_up({"big": 900}, extra)
+    rng = np.random.default_rng(1)
+    strength, mean = rng.random((len(rows), SMALL_FIT["latents_per_head"])), rng.normal(size=(len(rows), 4))
+    source = np.array([row.source for row in rows])
+
+    def heads(of, at, logit=0.0):
+        """All heads where the texts of this source look like that, and have that logit in folds without them."""
+        given = {head: np.where(source == of, logit, x) for head, x in logits.items()}
+        features = (np.where((source == of)[:, None], at, x) for x in (strength, mean))
+        return fit_all(design_of(rows, *features), out_of_fold(given, given))
+
+    def moved(one, other):
+        return {
+            a.section.domain
+            for a, b in zip(one, other, strict=True)
+            if (a.model.latent_weights != b.model.latent_weights).any()
+        }
+
+    assert moved(heads("annotated_gutenberg", 0.1), heads("annotated_gutenberg", 0.9)) == set()
+    assert moved(heads("own_long", 0.1), heads("own_long", 0.9)) == {"violence"}
+    for name in ("annotated_gutenberg", "own_long"):
+        low, high = (heads(name, 0.5, logit=logit) for logit in (-20.0, 20.0))
+        assert all(a.section.flag_at != b.section.flag_at for a, b in zip(low, high, strict=True) if a.section.flag_at)

@@ -210,12 +210,12 @@ def _explanations(explained: Sequence[Explained], least_score: float) -> Explana
 
 
 def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, ...]:
-    fitted_on = set(design.source[design.usable].tolist())
+    calibrate, fitted_on = (set(design.source[rows].tolist()) for rows in (design.usable, design.fitted_on))
     fitted = [
         SourceSection(
             name=name,
             licence=licences.get(name, "not stated"),
-            use=_use(name) if name in fitted_on else "judging the heads",
+            use="judging the heads" if name not in calibrate else _use(name, fitted=name in fitted_on),
         )
         for name in sorted({row.source for row, held in zip(design.rows, design.lookalike, strict=True) if not held})
         if not name.startswith("own_")
@@ -224,8 +224,9 @@ def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, .
     return (*fitted, *corpora, SourceSection(name="own sentences", licence=_OWN_LICENCE, use="heads, contrast, cases"))
 
 
-def _use(source: str) -> str:
-    return "heads, by labels of a language model" if source.startswith(ANNOTATED) else "heads"
+def _use(source: str, *, fitted: bool) -> str:
+    what = "heads" if fitted else "thresholds of heads"
+    return f"{what}, by labels of a language model" if source.startswith(ANNOTATED) else what
 
 
 # The corpora that the shipped SAEs were trained on.

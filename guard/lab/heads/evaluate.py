@@ -105,7 +105,7 @@ def cross_fit(
 
 def _folds(design: Design) -> NDArray[np.str_]:
     """`[N]` what is held out together: a row's group; all groups that nothing is fitted on are one."""
-    fitted_on = np.unique(design.group[design.usable])
+    fitted_on = np.unique(design.group[design.fitted_on])
     return np.where(np.isin(design.group, fitted_on) | design.lookalike, design.group, _UNFITTED)
 
 
@@ -248,7 +248,7 @@ def _tfidf_logits(
     design: Design, head: Head, used: Bools, words: object, test: NDArray[np.int64]
 ) -> NDArray[np.float64]:
     y = design.targets[head]
-    rows = np.flatnonzero(used & (y >= 0))
+    rows = np.flatnonzero(design.taught_by(head, used))
     weights = design.weights(head, used)[rows]
     scaler = TfidfTransformer(sublinear_tf=True).fit(words[rows])  # type: ignore[index]
     model = LogisticRegression(C=10.0, max_iter=200, solver="liblinear")

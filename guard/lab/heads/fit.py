@@ -17,9 +17,10 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
 from guard.errors import InvalidInput
+from guard.lab.annotated import EXCERPTS
 from guard.lab.heads.features import Floats, PooledTexts
 from guard.lab.heads.passages import Passages
-from guard.lab.labelled import DOMAINS, PAIRS, Row, pairs, target
+from guard.lab.labelled import ANNOTATED, DOMAINS, LONG, PAIRS, Row, pairs, target
 from guard.lab.search.contrast import firing_difference, pair_rows
 from guard.records import HeadKind
 
@@ -43,6 +44,9 @@ WEAK_WEIGHT = 0.3  # rows with a noisy mapping
 # elaborate prompts, which came with the fourth: harm is learned from those first, what a text is about from all.
 EARLIER_WEIGHT = 0.2
 _EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
+# Long texts set the thresholds of every head. Those of these domains alone are fitted to them as well: the others tell
+# sources that nothing is fitted on worse then, and flag as much prose at the same share of harmless rows.
+_FITTED = {LONG: ("violence",), **dict.fromkeys((ANNOTATED + name for name in EXCERPTS), ())}
 _SCOUTED = 5000  # latents among which weights are compared
 _SCOUT_ITERATIONS = 40
 _LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
@@ -145,7 +149,8 @@ class Design:
         licensed = np.array([row.own or not config.sources or row.source in config.sources for row in self.rows])
         self.usable = licensed & ~self.lookalike  # [N] rows to calibrate on
         # Heads fitted to texts in chats too tell worse (docs/decisions/0006): those only calibrate.
-        self.fitted_on = self.usable & ~self.in_chat  # [N] rows to choose and fit on
+        calibrate_alone = self.in_chat | np.isin(self.source, [name for name, fitted in _FITTED.items() if not fitted])
+        self.fitted_on = self.usable & ~calibrate_alone  # [N] rows to choose and fit on
         # Probes read how a text differs from the average one: else all texts would share a large part of their logits.
         self.centre: Floats = pooled.mean[self.fitted_on].mean(axis=0)  # [D]
         self.dense: Floats = (pooled.mean - self.centre) * weight  # [N, D]
@@ -192,10 +197,15 @@ class Design:
             dtype=np.int8,
         )
 
+    def taught_by(self, head: Head, used: Bools) -> Bools:
+        """Those of `used` that the head can be fitted to: their source speaks of it."""
+        silent = [name for name, domains in _FITTED.items() if head[0] not in domains]
+        return used & (self.targets[head] >= 0) & ~np.isin(self.source, silent)
+
     def weights(self, head: Head, used: Bools) -> NDArray[np.float64]:
         """Sample weights `[N]`: sources alike (by the root of their size), both classes alike in sum."""
         y = self.targets[head]
-        used = used & (y >= 0)
+        used = self.taught_by(head, used)
         weak, earlier = self.weak, np.zeros(len(self.rows), dtype=bool)
         if head[1] is HeadKind.HARM:
             earlier = np.isin(self.group, _EARLIER)
@@ -273,7 +283,7 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
 
 
 def _weightiest(design: Design, head: Head, used: Bools, among: NDArray[np.int64], wanted: Choice) -> NDArray[np.int64]:
-    rows = np.flatnonzero(used & (design.targets[head] >= 0))
+    rows = np.flatnonzero(design.taught_by(head, used))
     x = design.latents[np.ix_(rows, among)]
     weights = design.weights(head, used)[rows]
     w, _ = _logistic(x, design.targets[head][rows], weights, wanted.c, _SCOUT_ITERATIONS)
@@ -286,7 +296,7 @@ def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64],
     The logits have unit spread over those rows, so that the two can be mixed; calibration gives them their scale.
     """
     y = design.targets[head]
-    rows = np.flatnonzero(used & (y >= 0))
+    rows = np.flatnonzero(design.taught_by(head, used))
     weights = design.weights(head, used)[rows]
     config = design.config
     latents = column == "latents"

@@ -89,6 +89,20 @@ def test_200_at_once_in_chunks_with_shared_prefixes(tmp_path, model_folder, say)
     assert_same(like)
 
 
+def test_a_prefix_that_an_unassessed_request_computed_is_known_to_the_next_one(tmp_path, model_folder):
+    prompt = ids(random.Random(8), 100)
+    params = GREEDY | {"max_tokens": 8}
+    waves = [
+        [{"prompt": prompt, "params": {"n": 2, "max_tokens": 4, "temperature": 1.0}}],  # two of one id: not assessed
+        [{"prompt": prompt, "params": params}],
+    ]
+    told = run(tmp_path, model_folder, waves)
+    first, second = (wave[0]["id"] for wave in told.waves)
+    assert list(told.missed) == [first]
+    assert told.counters["vllm:prefix_cache_hits"] >= 96
+    assert told.reached[second] >= len(prompt) + len(told.answers[second]["ids"]) - 1
+
+
 def test_preempted_requests_are_told_once(tmp_path, model_folder, say):
     rng = random.Random(2)
     waves = [requests(rng, 40, longest=120, answers=150, ignore_eos=True)]
