@@ -1,8 +1,8 @@
 """Ordinary prose that is flagged: `python -m benchmarks.prose DATA [PACK]`.
 
 Beginnings of up to a thousand tokens: of public-domain books and film reviews, which a language model annotated and
-called none of them harmful (`guard.lab.annotated`; heads since 0.8.0 are calibrated on them), and of encyclopaedias, news
-and speeches, which nothing is fitted or calibrated on. What a harm head flags here is a mistake.
+called none of them harmful (`guard.lab.annotated`), and of encyclopaedias, news and speeches, which nobody annotated.
+No head is fitted or calibrated on any of them; the SAEs were trained on these corpora.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from guard.lab.labelled import ANNOTATED
 from guard.records import Action, CheckInput, CheckOptions, HeadKind, Verdict
 
 OF_EACH = 20  # texts of each source and size
-# Corpora that nothing is fitted on, and the characters at which documents that are longer are cut.
-UNSEEN = {
+# Corpora that nobody annotated, and the characters at which documents that are longer are cut.
+UNANNOTATED = {
     "wikipedia_en": ("wiki_en_general.txt.gz", (400, 1200, 4000)),
     "wikipedia_zh": ("wiki_zh.txt.gz", (130, 400, 1300)),
     "news": ("news_misc.txt.gz", (400, 1200, 4000)),
@@ -34,7 +34,7 @@ RESULT = Path(__file__).parent / "results" / "prose.json"
 
 
 def main(data: Path, folder: Path) -> None:
-    chosen = _annotated(data) | _unseen(data)
+    chosen = _annotated(data) | _unannotated(data)
     assessor = Assessor.load(load_config(overrides={"pack": str(folder)}))
     heads = [head.name for head in assessor.pack.manifest.heads if head.head is HeadKind.HARM]
     try:
@@ -48,7 +48,7 @@ def main(data: Path, folder: Path) -> None:
     info = assessor.pack.info
     pack = {"id": info.id, "version": info.version, "hash": info.hash}
     RESULT.write_text(json.dumps({"pack": pack, "flagged": found}, indent=1) + "\n", encoding="utf-8")
-    shown = Table(title="Harmless prose flagged by harm heads", title_justify="left")
+    shown = Table(title="Prose flagged by harm heads", title_justify="left")
     for heading in ("source and characters", "texts", "tokens", *heads, "any"):
         shown.add_column(heading)
     for where, told in found.items():
@@ -67,9 +67,9 @@ def _annotated(data: Path) -> dict[str, list[str]]:
     return {where: random.Random(where).sample(by[where], min(OF_EACH, len(by[where]))) for where in places}
 
 
-def _unseen(data: Path) -> dict[str, list[str]]:
+def _unannotated(data: Path) -> dict[str, list[str]]:
     found = {}
-    for source, (file, sizes) in UNSEEN.items():
+    for source, (file, sizes) in UNANNOTATED.items():
         texts = documents(data / "corpus" / file)
         for size in sizes:
             where = f"{source} {size}"

@@ -58,6 +58,7 @@ class Follower:
         self.upcoming = upcoming  # it has not begun: one of that id that has ended is another
         self.wake = wake  # called on any thread whenever the request has advanced
         self.request: Request | None = None  # once a row of it has come
+        self.announced_at = time.monotonic()
         self.passed_over = False  # rows of it have, and there was no room
         self.left = False
 
@@ -73,7 +74,7 @@ class Observed:
         self._links: set[Link] = set()
         self._announced: dict[str, set[Follower]] = {}  # of requests that have not come
         self._full = False  # and rows were passed over since it was not
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self.trouble = ""  # why the taps are not serving; empty where they are
         self._trouble_since = 0.0
         self._trouble_announced = False
@@ -90,12 +91,12 @@ class Observed:
         try:
             self._check(info)
         except ConfigError as error:
-            with self._lock:
+            with self.lock:
                 self._trouble(f"a tap was refused: {error}")
             raise
         verified = info.model == self._pipeline.pack.manifest.model.weights
         link = Link(self, info, ModelInfo(info.model, verified))
-        with self._lock:
+        with self.lock:
             self._links.add(link)
             self._report(info.engine)
         return link
@@ -132,7 +133,7 @@ class Observed:
             )
 
     def take(self, link: "Link", step: Step, dropped: int) -> None:
-        with self._lock:
+        with self.lock:
             began = time.perf_counter()
             touched: dict[str, Request] = {}
             tokens, counted = 0, []
@@ -147,7 +148,9 @@ class Observed:
             self._pipeline.count_hits(counted)
             if step.rows:
                 link.read_at = time.monotonic()
-            self._judge(link, list(touched.values()))
+            self._judge(list(touched.values()))
+            # Two engines may serve one id, and a tap that was cut off comes again: who brings rows is told to stop.
+            link.stops.update(request.id for request in touched.values() if request.stopping)
             for missed in step.missed:
                 request = self._open(link, missed.request_id, 0)
                 if request is not None:
@@ -156,7 +159,7 @@ class Observed:
             for ended in step.ended:
                 request = self._open(link, ended.request_id, 0)
                 if request is not None:
-                    self._end(link, request, ended)
+                    self._end(request, ended)
                     touched[ended.request_id] = request
             if tokens and self.trouble and self._over(link, touched.values()):
                 self._clear()
@@ -178,7 +181,7 @@ class Observed:
             return 0, []
 
     def lose(self, link: "Link") -> None:
-        with self._lock:
+        with self.lock:
             self._links.discard(link)
             left = [request for request in self._requests.values() if request.link is link]
             for request in left:
@@ -213,11 +216,8 @@ class Observed:
             _log.warning("rows are passed over: %d requests are open (taps.sessions)", len(self._requests))
         self._full = True
 
-    def _judge(self, link: "Link", requests: Sequence[Request]) -> None:
-        """What each phase that advanced calls for; a block goes to the taps where the settings say so.
-
-        Those are the request's own, and the one that brought these rows: two engines may serve one id.
-        """
+    def _judge(self, requests: Sequence[Request]) -> None:
+        """What each phase that advanced calls for; a block goes to the tap where the settings say so."""
         asked = [(request, phase) for request in requests for phase in request.to_judge(self._config.least_tokens)]
         if not asked:
             return
@@ -225,13 +225,13 @@ class Observed:
         for (request, phase), found in zip(asked, actions, strict=True):
             blocked = request.told(phase, found)
             if blocked and phase.value in self._config.stop:
+                request.stopping = True
                 request.link.stops.add(request.id)
-                link.stops.add(request.id)
 
-    def _end(self, link: "Link", request: Request, ended: Ended) -> None:
+    def _end(self, request: Request, ended: Ended) -> None:
         fired = request.end(self._pipeline, ended)
         self._pipeline.count_hits(fired)
-        self._judge(link, [request])
+        self._judge([request])
         self._finish(request, request.finish_reason)
 
     def _finish(self, request: Request, reason: str) -> None:
@@ -256,7 +256,7 @@ class Observed:
 
     def follow(self, follower: Follower) -> None:
         """Announces a request, or follows one that is there, until `leave`: in either order, as cancelled calls may."""
-        with self._lock:
+        with self.lock:
             request = self._requests.get(follower.request_id)
             if request is None and not follower.upcoming:
                 request = self._ended.get(follower.request_id)
@@ -268,7 +268,7 @@ class Observed:
                 request.join(follower)
 
     def leave(self, follower: Follower) -> None:
-        with self._lock:
+        with self.lock:
             follower.left = True
             if follower.request is not None:
                 follower.request.followers.discard(follower)
@@ -279,7 +279,7 @@ class Observed:
 
     def find(self, request_id: str) -> Request | None:
         """The request of this id, open or ended not long ago; None where no row of it has come."""
-        with self._lock:
+        with self.lock:
             return self._requests.get(request_id) or self._ended.get(request_id)
 
     def progress(
@@ -295,7 +295,7 @@ class Observed:
 
         With the verdict where an action has changed since, at its end, or where `full` asks for it.
         """
-        with self._lock:
+        with self.lock:
             full = full or since is None or bool(request.finish_reason) or request.changes != since.changes
             return Progress(
                 version=request.version,
@@ -312,9 +312,9 @@ class Observed:
         if follower.passed_over:
             detail = f"its rows were passed over: {self._config.sessions} other requests were open (taps.sessions)"
         else:
-            with self._lock:
+            with self.lock:
                 # Where others' rows come, this one waits in the engine's queue, or is nobody's: the taps serve.
-                if not any(time.monotonic() - link.read_at < self._config.wait_seconds for link in self._links):
+                if not any(link.read_at >= follower.announced_at for link in self._links):
                     self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
         pipeline = self._pipeline
         return Verdict(
@@ -374,7 +374,7 @@ class Observed:
 
     def sweep(self) -> None:
         """Lets go of requests that have stood for too long; to be called every second or so, rows or none."""
-        if not self._lock.acquire(blocking=False):  # a step is being read: who calls has texts to read meanwhile
+        if not self.lock.acquire(blocking=False):  # a step is being read: who calls has texts to read meanwhile
             return
         try:
             now = time.monotonic()
@@ -387,7 +387,7 @@ class Observed:
                 self._ended.popitem(last=False)
             self._full = self._full and len(self._requests) >= self._config.sessions
         finally:
-            self._lock.release()
+            self.lock.release()
 
 
 class Link:
@@ -409,8 +409,9 @@ class Link:
 
     def stops_to_send(self) -> list[str]:
         """Those of `stops` that no call before this one gave."""
-        new = self.stops - self._sent
-        self._sent |= new
+        with self._observed.lock:
+            new = self.stops - self._sent
+            self._sent |= new
         return sorted(new)
 
     def need_not_stop(self, request_id: str) -> None:

@@ -33,6 +33,7 @@ class Request:
         self.counts = dict.fromkeys(Phase, 0)  # tokens read, template tokens included
         self.severest: dict[Phase, dict[str, Action]] = {phase: {} for phase in Phase}
         self.missing: dict[Phase, NotAssessed] = {}
+        self.stopping = False  # a block of it ends its generation
         self.finish_reason = ""
         self.version = 0
         self.changes = 0  # of actions, or of what is missing

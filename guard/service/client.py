@@ -147,7 +147,8 @@ class GuardClient:
     ) -> Iterator[Followed]:
         """A request that a tap observes, as it goes, up to its end.
 
-        May be called before the request is sent: `upcoming` says so, and an earlier one of that id is not meant.
+        May be called before the request is sent: with `upcoming` this returns once the sidecar waits for it, and one of
+        that id which has ended is not meant. An id is best used once.
         `timeout_s` bounds the whole; None leaves that to the request, which the sidecar takes as lost when it stands.
         """
         asked = options or CheckOptions()
@@ -156,6 +157,11 @@ class GuardClient:
                 request_id=request_id, options=convert.options_to_proto(asked), upcoming=upcoming
             )
         call = self._stub.Follow(request, timeout=timeout_s)
+        if upcoming:
+            call.initial_metadata()
+        return self._followed(call)
+
+    def _followed(self, call: Any) -> Iterator[Followed]:
         try:
             for response in call:
                 verdict = convert.verdict_from_proto(response.verdict) if response.HasField("verdict") else None

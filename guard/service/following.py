@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import replace
 
 from guard.assessor import Assessor
@@ -14,10 +14,13 @@ from guard.records import CheckOptions
 _VERDICT_SECONDS = 0.25  # between verdicts where nothing but the counts has changed
 
 
-async def following(assessor: Assessor, options: CheckOptions, *, upcoming: bool = False) -> AsyncGenerator[Progress]:
+async def following(
+    assessor: Assessor, options: CheckOptions, announced: Callable[[], Awaitable[None]], *, upcoming: bool = False
+) -> AsyncGenerator[Progress]:
     """Ends with the request, or with not_assessed where no row of it comes in time.
 
-    `upcoming`: it has not been sent yet, so that one of its id which has ended is not it.
+    `announced` is called once the request may be sent. `upcoming`: it has not been, so that one of its id which has
+    ended is not it.
 
     Raises NotFound for a domain that the pack does not have, and InvalidInput for options that make no sense.
     """
@@ -33,6 +36,7 @@ async def following(assessor: Assessor, options: CheckOptions, *, upcoming: bool
     try:
         # Whatever takes the taps' lock runs on another thread: a step may hold it for long.
         await asyncio.to_thread(observed.follow, follower)
+        await announced()
         if follower.request is None:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(advanced.wait(), wait)

@@ -4,7 +4,11 @@ Over TCP a host that vanishes closes nothing: the kernel gives up after some fif
 from the sidecar that has taken its place for as long.
 """
 
-_PINGS = (("grpc.keepalive_time_ms", 20_000), ("grpc.keepalive_timeout_ms", 10_000))  # while a call is open
+_PINGS = (  # while a call is open, whether anything is said in it or not
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+)
 OF_CHANNEL = _PINGS
 # A server takes pings that come more often than every five minutes for an attack, unless it is told.
-OF_SERVER = (*_PINGS, ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000))
+OF_SERVER = (*_PINGS, ("grpc.http2.min_ping_interval_without_data_ms", 10_000))

@@ -106,7 +106,11 @@ class GuardServicer:
             if request.options.token_detail:
                 raise InvalidInput("token_detail: cannot be had of a tapped request", reason="INVALID_OPTION")
             options = convert.options_from_proto(request.options, request.request_id)
-            async with aclosing(following(self._assessor, options, upcoming=request.upcoming)) as states:
+
+            async def announced() -> None:
+                await context.send_initial_metadata(())
+
+            async with aclosing(following(self._assessor, options, announced, upcoming=request.upcoming)) as states:
                 async for progress in states:
                     await context.write(convert.progress_to_proto(progress))
 

@@ -174,6 +174,9 @@ def test_two_taps_that_bring_rows_of_one_request_are_both_told_to_stop_it_once(a
     link.take(request.step(0, 20))
     other.take(request.step(0, request.prompt_tokens))  # as a hedged request's: the same tokens on another engine
     assert (link.stops_to_send(), other.stops_to_send()) == (["r"], ["r"])
+    third = observed.connect(info_of(assessor))  # such as the first one's, which was cut off and has come again
+    third.take(request.step(0, 8))
+    assert third.stops_to_send() == ["r"]
     other.take(request.step(request.prompt_tokens, request.prompt_tokens + 4))
     assert (link.stops_to_send(), other.stops_to_send()) == ([], [])
     link.take(request.ended("guard"))

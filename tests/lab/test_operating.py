@@ -6,9 +6,9 @@ import pytest
 from guard.lab.heads.calibrate import CalibratedHead
 from guard.lab.heads.faithful import named_by, without
 from guard.lab.heads.fit import HEADS, Linear
-from guard.lab.heads.operating import ece, operating
+from guard.lab.heads.operating import ece, operating, prose_flagged
 from guard.pack.manifest import HeadSection
-from guard.records import Attribution, LatentId, SpanContribution
+from guard.records import Attribution, HeadKind, LatentId, SpanContribution
 from tests.lab.given import design_of, labelled_row, out_of_fold
 
 
@@ -72,6 +72,20 @@ def test_a_threshold_of_other_sources_alone_says_what_is_flagged_where_nothing_i
     heads = [finished(head, None) for head in HEADS]
     found = operating(design_of(rows), out_of_fold(logits, logits), heads)
     assert {(o.caught_unseen, o.flagged_unseen) for o in found} == {(None, None)}
+
+
+def test_prose_that_a_harm_head_flags_is_counted_by_source_as_it_stands_bare():
+    rows = [
+        *(labelled_row("annotated_gutenberg", i) for i in range(4)),
+        labelled_row("annotated_gutenberg", 4, frame="prompt"),
+        labelled_row("other", 0),
+    ]
+    logits = {head: np.array([3.0, -3, -3, -3, 3, 3]) for head in HEADS}
+    logits["terror", HeadKind.HARM] = np.array([3.0, 3, -3, -3, 3, 3])
+    logits["politics", HeadKind.PRESENCE] = np.full(6, 3.0)
+    found = prose_flagged(design_of(rows), out_of_fold(logits, logits), [finished(head, 0.5) for head in HEADS])
+    shares = {"pornography.harm": 0.25, "violence.harm": 0.25, "terror.harm": 0.5, "any": 0.5}
+    assert found == {"annotated_gutenberg": {"texts": 4, **shares}}
 
 
 def test_without_harmless_texts_in_chats_nothing_is_said_of_them():

@@ -21,7 +21,7 @@ from guard.lab.heads.explained import Explained, numbered
 from guard.lab.heads.faithful import faithfulness
 from guard.lab.heads.features import Floats, LatentStats
 from guard.lab.heads.fit import Design
-from guard.lab.heads.operating import operating
+from guard.lab.heads.operating import operating, prose_flagged
 from guard.lab.heads.readme import explanation_figures, pack_readme
 from guard.lab.labelled import ANNOTATED, pairs
 from guard.lab.suite.config import SuiteConfig
@@ -83,6 +83,7 @@ def build_pack(
         "standing": [s.model_dump() for s in standings([Figure.model_validate(f) for f in figures])],
         "lookalikes": lookalike_figures(design, heads),
         "lookalikes_in_chats": lookalike_figures(design, heads, in_chats=True),
+        "prose": prose_flagged(design, kept, heads),
         "operating": [o.model_dump(mode="json") for o in operating(design, kept, heads)],
         "saes": [report.model_dump(mode="json") for report in reports],
         "training": training.model_dump(mode="json"),
@@ -210,12 +211,12 @@ def _explanations(explained: Sequence[Explained], least_score: float) -> Explana
 
 
 def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, ...]:
-    calibrate, fitted_on = (set(design.source[rows].tolist()) for rows in (design.usable, design.fitted_on))
+    fitted_on = set(design.source[design.usable].tolist())
     fitted = [
         SourceSection(
             name=name,
             licence=licences.get(name, "not stated"),
-            use="judging the heads" if name not in calibrate else _use(name, fitted=name in fitted_on),
+            use=_use(name) if name in fitted_on else "judging the heads",
         )
         for name in sorted({row.source for row, held in zip(design.rows, design.lookalike, strict=True) if not held})
         if not name.startswith("own_")
@@ -224,9 +225,8 @@ def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, .
     return (*fitted, *corpora, SourceSection(name="own sentences", licence=_OWN_LICENCE, use="heads, contrast, cases"))
 
 
-def _use(source: str, *, fitted: bool) -> str:
-    what = "heads" if fitted else "thresholds of heads"
-    return f"{what}, by labels of a language model" if source.startswith(ANNOTATED) else what
+def _use(source: str) -> str:
+    return "heads, by labels of a language model" if source.startswith(ANNOTATED) else "heads"
 
 
 # The corpora that the shipped SAEs were trained on.

@@ -44,9 +44,9 @@ WEAK_WEIGHT = 0.3  # rows with a noisy mapping
 # elaborate prompts, which came with the fourth: harm is learned from those first, what a text is about from all.
 EARLIER_WEIGHT = 0.2
 _EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
-# Long texts set the thresholds of every head. Those of these domains alone are fitted to them as well: the others tell
-# sources that nothing is fitted on worse then, and flag as much prose at the same share of harmless rows.
-_FITTED = {LONG: ("violence",), **dict.fromkeys((ANNOTATED + name for name in EXCERPTS), ())}
+# Our own long texts calibrate every head; these domains' are fitted to them as well, others tell worse then.
+_FITTED = {LONG: ("violence",)}
+PROSE = tuple(ANNOTATED + name for name in EXCERPTS)  # judges thresholds, and has no say in them
 _SCOUTED = 5000  # latents among which weights are compared
 _SCOUT_ITERATIONS = 40
 _LEAST_TEXTS = 20  # a latent that fires in fewer texts is never chosen
@@ -147,10 +147,10 @@ class Design:
         self.in_chat = np.array([row.in_chat for row in self.rows])
         self.lookalike = np.array([row.source.startswith("lookalike") for row in self.rows])  # kept for judging
         licensed = np.array([row.own or not config.sources or row.source in config.sources for row in self.rows])
-        self.usable = licensed & ~self.lookalike  # [N] rows to calibrate on
+        self.prose = np.isin(self.source, PROSE)  # likewise
+        self.usable = licensed & ~self.lookalike & ~self.prose  # [N] rows to calibrate on
         # Heads fitted to texts in chats too tell worse (docs/decisions/0006): those only calibrate.
-        calibrate_alone = self.in_chat | np.isin(self.source, [name for name, fitted in _FITTED.items() if not fitted])
-        self.fitted_on = self.usable & ~calibrate_alone  # [N] rows to choose and fit on
+        self.fitted_on = self.usable & ~self.in_chat  # [N] rows to choose and fit on
         # Probes read how a text differs from the average one: else all texts would share a large part of their logits.
         self.centre: Floats = pooled.mean[self.fitted_on].mean(axis=0)  # [D]
         self.dense: Floats = (pooled.mean - self.centre) * weight  # [N, D]
@@ -198,7 +198,7 @@ class Design:
         )
 
     def taught_by(self, head: Head, used: Bools) -> Bools:
-        """Those of `used` that the head can be fitted to: their source speaks of it."""
+        """Those of `used` that the head is fitted to, by their labels and by `_FITTED`."""
         silent = [name for name, domains in _FITTED.items() if head[0] not in domains]
         return used & (self.targets[head] >= 0) & ~np.isin(self.source, silent)
 

@@ -48,7 +48,7 @@ def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> l
         weights = source_weights(design, y, seen)
         scores = sigmoid((logits + finished.shift) / finished.section.temperature)
         flag_at = finished.section.flag_at
-        above = _above_unseen(design, logits, y, seen, weights)
+        above, cut_unseen = _above_unseen(design, logits, y, seen, weights)
         result.append(
             Operating(
                 domain=head[0],
@@ -62,14 +62,32 @@ def operating(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> l
                 flagged_in_chats=None
                 if flag_at is None or not (in_chats := seen & (y == 0) & design.in_chat).any()
                 else _share(scores >= flag_at, weights, in_chats),
-                caught_unseen=None if flag_at is None else _share(above, weights, seen & (y == 1)),
-                flagged_unseen=None if flag_at is None else _share(above, weights, seen & (y == 0)),
+                caught_unseen=None if flag_at is None else _share(above, weights, cut_unseen & (y == 1)),
+                flagged_unseen=None if flag_at is None else _share(above, weights, cut_unseen & (y == 0)),
                 ece=ece(scores[seen], y[seen], weights[seen]),
                 ece_unseen=ece(_unseen(design, logits, y, seen)[seen], y[seen], weights[seen]),
                 brier=round(float(np.average((scores[seen] - y[seen]) ** 2, weights=weights[seen])), 4),
             )
         )
     return result
+
+
+def prose_flagged(design: Design, kept: OutOfFold, heads: list[CalibratedHead]) -> dict[str, dict[str, float]]:
+    """Of each source of harmless prose: how many texts, and the share that a harm head flags, by head and by any."""
+    found = {}
+    for source in np.unique(design.source[design.prose]):
+        rows = (design.source == source) & ~design.in_chat
+        by_head = {}
+        for head, finished in zip(HEADS, heads, strict=True):
+            if head[1] is HeadKind.HARM and finished.section.flag_at is not None:
+                judged = rows & (design.targets[head] == 0)
+                logits = mixed(design, kept, head, finished.probe_share)
+                scores = sigmoid((logits + finished.shift) / finished.section.temperature)
+                by_head[finished.section.name] = judged & (scores >= finished.section.flag_at)
+        shares = {name: round(float(flagged[rows].mean()), 4) for name, flagged in by_head.items()}
+        some = np.any(list(by_head.values()), axis=0)
+        found[str(source)] = {"texts": int(rows.sum()), **shares, "any": round(float(some[rows].mean()), 4)}
+    return found
 
 
 def ece(scores: Floats, y: NDArray[np.int8], weights: Floats) -> float:
@@ -101,17 +119,17 @@ def _unseen(design: Design, logits: Floats, y: NDArray[np.int8], seen: NDArray[n
 
 def _above_unseen(
     design: Design, logits: Floats, y: NDArray[np.int8], seen: NDArray[np.bool_], weights: Floats
-) -> NDArray[np.bool_]:
-    """Rows of each group at or above what `FLAG_FPR` of the other groups' negatives reach."""
-    above = np.zeros(len(y), dtype=np.bool_)
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Rows of each group at or above what `FLAG_FPR` of the other groups' negatives reach; and where there are such."""
+    above, known = np.zeros((2, len(y)), dtype=np.bool_)
     for group in np.unique(design.group[seen]):
         others = seen & (y == 0) & (design.group != group)
         here = seen & (design.group == group)
-        if not others.any():
-            others = seen & (y == 0)
-        above[here] = logits[here] >= cut(logits[others], weights[others], FLAG_FPR)
-    return above
+        if others.any():
+            known |= here
+            above[here] = logits[here] >= cut(logits[others], weights[others], FLAG_FPR)
+    return above, known
 
 
-def _share(flagged: NDArray[np.bool_], weights: Floats, rows: NDArray[np.bool_]) -> float:
-    return round(float(np.average(flagged[rows], weights=weights[rows])), 4)
+def _share(flagged: NDArray[np.bool_], weights: Floats, rows: NDArray[np.bool_]) -> float | None:
+    return None if not rows.any() else round(float(np.average(flagged[rows], weights=weights[rows])), 4)

@@ -23,7 +23,7 @@ class _Request:
     prompt: NDArray[np.int32]  # [prompt tokens]
     kept: bool  # whether its blocks go to the store: they are those of every request with the same tokens
     told: int = 0  # tokens whose rows have gone out, from the first on
-    known: int = 0  # those and, of a missed request, the ones after them that were computed
+    passed: int = 0  # those and, of a missed request, the ones after them that the engine has
     last_token: int = -1
     held: Fired | None = None  # rows of drafts, from `held_at` on: not yet accepted
     held_at: int = 0
@@ -107,7 +107,7 @@ class Ledger:
         if request.missed and not request.kept:
             return
         self._accept(request, begin)
-        if begin > request.known and not self._replay(engine_id, request, begin):
+        if begin > request.passed and not self._replay(engine_id, request, begin):
             return
         sure = len(fired) - drafts
         self._tell(request, begin, fired.cut(0, sure))
@@ -153,9 +153,9 @@ class Ledger:
 
     def _emit(self, request: _Request, begin: int, fired: Fired) -> Fired:
         """Gathers the rows that are new, unless they are missed; and returns them."""
-        if begin < request.known:  # computed again after a preemption
-            fired = fired.cut(min(len(fired), request.known - begin), len(fired))
-            begin = request.known
+        if begin < request.passed:  # computed again after a preemption
+            fired = fired.cut(min(len(fired), request.passed - begin), len(fired))
+            begin = request.passed
         if not len(fired):
             return fired
         if not request.missed:
@@ -173,7 +173,7 @@ class Ledger:
                 )
             )
             request.told = begin + len(fired)
-        request.known = begin + len(fired)
+        request.passed = begin + len(fired)
         request.last_token = int(fired.ids[-1])
         return fired
 
@@ -197,7 +197,7 @@ class Ledger:
         Where rows of it are gone, the request is missed, and its own blocks are known all the same: they are named by
         their tokens.
         """
-        begin = request.known
+        begin = request.passed
         what = f"a cached prefix of {end - begin} tokens (from position {begin})"
         if self._store is None or not request.kept:
             self.lose(engine_id, f"{what}, whose rows are not kept")
@@ -218,7 +218,7 @@ class Ledger:
         request.full, request.open, request.open_tokens = end // size, [], 0
         request.blocks += found
         if request.missed:
-            request.known = end
+            request.passed = end
             return True
         self._emit(request, begin, joined([block.fired for block in found]).cut(begin - first, end - first))
         self.replayed += end - begin

@@ -103,7 +103,7 @@ class RunnerTap:
         return self._shutdown(*args, **kwargs)
 
     def report(self) -> None:
-        spent, ledger = self.spent, self.ledger
+        spent = self.spent
         self._reported = time.monotonic()
         log.info(
             "guard: %d steps, %d tokens; own time %.1f us a token, %.2f%% of the steps'; "
@@ -112,7 +112,7 @@ class RunnerTap:
             spent.tokens,
             1e6 * spent.seconds / max(1, spent.tokens),
             100 * spent.seconds / max(1e-9, spent.engine_seconds),
-            ledger.replayed,
+            self._ledger.replayed if self._ledger is not None else 0,
             self._sink.dropped,
         )
 
@@ -149,25 +149,29 @@ class RunnerTap:
             self._guarded(self._flush)  # by itself: who comes and goes is said only once
         for engine_id in scheduler_output.finished_req_ids:
             if engine_id in ledger:
-                ledger.end(engine_id, self._reason(engine_id))
-                self._ending.discard(engine_id)
+                self._guarded(self._end, engine_id)
         if (step := ledger.take()) is not None:
             self._sink.send(step)
         for new in scheduler_output.scheduled_new_reqs:
-            if new.req_id in ledger:
-                ledger.lose(new.req_id, "a prompt that grows while it is answered")
-                continue
-            params = new.sampling_params
-            ledger.begin(
-                new.req_id,
-                caller_id(new.req_id, params.extra_args if params else None),
-                None if new.prompt_embeds is not None else new.prompt_token_ids,
-                # Images stand in the prompt as tokens that say nothing of what they show.
-                shared=not new.mm_features,
-                refuse=f"adapter {new.lora_request.lora_name}, which the pack was not made for"
-                if new.lora_request
-                else "",
-            )
+            self._guarded(self._begin, new)
+
+    def _begin(self, new: Any) -> None:
+        if new.req_id in self.ledger:
+            self.ledger.lose(new.req_id, "a prompt that grows while it is answered")
+            return
+        params = new.sampling_params
+        self.ledger.begin(
+            new.req_id,
+            caller_id(new.req_id, params.extra_args if params else None),
+            None if new.prompt_embeds is not None else new.prompt_token_ids,
+            # Images stand in the prompt as tokens that say nothing of what they show.
+            shared=not new.mm_features,
+            refuse=f"adapter {new.lora_request.lora_name}, which the pack was not made for" if new.lora_request else "",
+        )
+
+    def _end(self, engine_id: str) -> None:
+        self.ledger.end(engine_id, self._reason(engine_id))
+        self._ending.discard(engine_id)
 
     def _flush(self) -> None:
         self._tell(self._gathering.take())
