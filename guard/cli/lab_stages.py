@@ -29,7 +29,7 @@ Examples:
   guard lab harvest --labelled labelled/ $H --out runs/texts
   guard lab fit --saes runs/saes --texts runs/texts --explained runs/saes --scores runs/saes --out runs/heads \\
       --latents-per-head 2000 --latents-by-weight 0 --latents-by-contrast 0 --latent-c 5e-4 \\
-      --per-domain pornography=2000,0,5e-4 --prior-tokens 8 --passage-tokens 64 --passage-caution 0.1
+      --per-domain pornography=2000,0,5e-4 --prior-tokens 8 --passage-tokens 64 --passage-caution 0.2
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
   guard lab build --saes runs/saes --texts runs/texts --fitted runs/heads --out my-packs/safety
 
