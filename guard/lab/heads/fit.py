@@ -44,7 +44,7 @@ WEAK_WEIGHT = 0.3  # rows with a noisy mapping
 # elaborate prompts, which came with the fourth: harm is learned from those first, what a text is about from all.
 EARLIER_WEIGHT = 0.2
 _EARLIER = tuple(f"own_sentences_{plan}" for plan in ("first", "second", "third"))
-# Our own long texts calibrate every head; these domains' are fitted to them as well, others tell worse then.
+# Our own long texts calibrate every head; those of these domains alone are fitted to them: others rank worse then.
 _FITTED = {LONG: ("violence",)}
 PROSE = tuple(ANNOTATED + name for name in EXCERPTS)  # judges thresholds, and has no say in them
 _SCOUTED = 5000  # latents among which weights are compared
