@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from guard.assessor.observed import Link, Observed
+from guard.assessor.links import Link
+from guard.assessor.observed import Observed
 from guard.assessor.pipeline import Pipeline, Reading
 from guard.config import GuardConfig
 from guard.reader import weights

@@ -6,61 +6,24 @@ there on. Everything behind a hit is what reader mode uses: phase states, heads,
 """
 
 import logging
-import math
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
 from functools import cached_property
 
+from guard.assessor.links import Follower, Link, check_tap
 from guard.assessor.observing import LOST, Request
 from guard.assessor.pipeline import Pipeline
+from guard.assessor.told import Progress, no_rows, verdict
 from guard.config import GuardConfig
 from guard.errors import ConfigError
 from guard.reader.turns import Template
-from guard.records import (
-    Action,
-    CheckOptions,
-    ModelInfo,
-    NotAssessed,
-    NotAssessedReason,
-    Phase,
-    PhaseVerdict,
-    Verdict,
-    worst,
-)
+from guard.records import CheckOptions, ModelInfo, NotAssessed, NotAssessedReason, Phase, Verdict
 from guard.scoring.pooling import Ints
 from guard.tap.protocol import Ended, Rows, Step, TapInfo
 
 _log = logging.getLogger("guard.tap")
-
-TESTED = {"transformers": ("5.",), "vllm": ("0.32.",)}  # how the versions begin that tests ran with
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far an observed request has come. Two that are equal in `version` say the same."""
-
-    version: int
-    changes: int  # of its actions
-    prompt_read: int
-    completion_read: int
-    finish_reason: str  # empty while it is open
-    verdict: Verdict | None  # None where it was not asked for
-
-
-class Follower:
-    """Who follows a request, announced before its first row or while it runs: from then on it is that one request's."""
-
-    def __init__(self, request_id: str, wake: Callable[[], None], *, upcoming: bool = False) -> None:
-        self.request_id = request_id
-        self.upcoming = upcoming  # it has not begun: one of that id that has ended is another
-        self.wake = wake  # called on any thread whenever the request has advanced
-        self.request: Request | None = None  # once a row of it has come
-        self.announced_at = time.monotonic()
-        self.passed_over = False  # rows of it have, and there was no room
-        self.left = False
 
 
 class Observed:
@@ -86,10 +49,10 @@ class Observed:
 
     # -- taps
 
-    def connect(self, info: TapInfo) -> "Link":
+    def connect(self, info: TapInfo) -> Link:
         """Raises ConfigError, with what to do, for a tap whose pack, hook points, model or engine do not fit."""
         try:
-            self._check(info)
+            check_tap(info, self._pipeline.pack, self._config, allow_unverified=self._allow_unverified)
         except ConfigError as error:
             with self.lock:
                 self._trouble(f"a tap was refused: {error}")
@@ -101,38 +64,7 @@ class Observed:
             self._report(info.engine)
         return link
 
-    def _check(self, info: TapInfo) -> None:
-        pack = self._pipeline.pack
-        here = f"{pack.manifest.id} {pack.manifest.version}"
-        if info.pack_hash != pack.hash:
-            raise _refused(
-                f"pack: found hash {info.pack_hash[:12] or 'none'}, expected {pack.hash[:12]} ({here}): "
-                f"give the engine's tap and this sidecar the same pack"
-            )
-        expected = tuple(rows.name for rows in pack.hook_points)
-        if info.hook_points != expected:
-            raise _refused(
-                f"hook points: found {', '.join(info.hook_points) or 'none'}, expected {', '.join(expected)} "
-                f"({here}): tap the pack's own"
-            )
-        wanted = pack.manifest.model
-        if info.model != wanted.weights and not self._allow_unverified:
-            raise _refused(
-                f"model: found weights {info.model[:12] or 'unknown'}, expected {wanted.weights[:12]} "
-                f"({wanted.name}): serve that model, or set reader.allow_unverified = true to run unverified"
-            )
-        if self._config.allow_untested:
-            return
-        if info.engine not in TESTED:
-            raise _refused(f"engine: found {info.engine!r}, expected one of {', '.join(TESTED)}")
-        versions = TESTED[info.engine]
-        if not info.engine_version.startswith(versions):
-            raise _refused(
-                f"{info.engine}: found version {info.engine_version or 'unknown'}, expected "
-                f"{' or '.join(v + 'x' for v in versions)}: install that, or set taps.allow_untested = true"
-            )
-
-    def take(self, link: "Link", step: Step, dropped: int) -> None:
+    def take(self, link: Link, step: Step, dropped: int) -> None:
         with self.lock:
             began = time.perf_counter()
             touched: dict[str, Request] = {}
@@ -180,7 +112,7 @@ class Observed:
                 request.fail(NotAssessed(NotAssessedReason.READER_FAILED, detail, phase))
             return 0, []
 
-    def lose(self, link: "Link") -> None:
+    def lose(self, link: Link) -> None:
         with self.lock:
             self._links.discard(link)
             left = [request for request in self._requests.values() if request.link is link]
@@ -190,7 +122,7 @@ class Observed:
                 self._trouble(f"a tap of {link.info.engine} went away with {len(left)} requests open")
             self._report(link.info.engine)
 
-    def _open(self, link: "Link", request_id: str, begin: int) -> Request | None:
+    def _open(self, link: Link, request_id: str, begin: int) -> Request | None:
         """The request of this id; a new one where there is none, or the last of that id has ended.
 
         None where too many are open.
@@ -316,41 +248,10 @@ class Observed:
                 # Where others' rows come, this one waits in the engine's queue, or is nobody's: the taps serve.
                 if not any(link.read_at >= follower.announced_at for link in self._links):
                     self._trouble(f"request {options.request_id!r} was announced: {detail}", announced=True)
-        pipeline = self._pipeline
-        return Verdict(
-            request_id=options.request_id,
-            action=Action.NOT_ASSESSED,
-            not_assessed=(NotAssessed(NotAssessedReason.NO_ROWS, detail),),
-            phases=(),
-            pack=pipeline.pack.info,
-            policy=pipeline.policy,
-            model=pipeline.model,
-        )
+        return no_rows(self._pipeline, options, detail)
 
     def _verdict(self, request: Request, options: CheckOptions, domains: Sequence[str] = ()) -> Verdict:
-        """As in reader mode, with the severest action that each domain has had, and what could not be read."""
-        started = time.perf_counter()
-        request.reading.timings = {"score": request.spent}
-        plain = self._pipeline.verdict(
-            request.reading, options, domains or self._pipeline.pack.domains, "observe", started
-        )
-        missing = [*plain.not_assessed, *request.missing.values()]
-        phases = [_severest(phase, request) for phase in plain.phases]
-        if (unready := request.unready(self._config.least_tokens)) is not None:
-            phases = [_unjudged(phase) if phase.phase is unready.phase else phase for phase in phases]
-            if unready.phase not in {why.phase for why in missing}:
-                missing.append(unready)
-        unread = [p for p in request.missing if p not in request.reading.states]
-        phases += [PhaseVerdict(p, Action.NOT_ASSESSED, 0, 0, ()) for p in unread]
-        if plain.phases == () and unread:
-            missing = list(request.missing.values())
-        return replace(
-            plain,
-            action=worst([phase.action for phase in phases]),
-            not_assessed=tuple(missing),
-            phases=tuple(sorted(phases, key=lambda phase: phase.phase is Phase.COMPLETION)),
-            model=request.link.model,
-        )
+        return verdict(request, self._pipeline, options, self._config.least_tokens, domains)
 
     # -- what passes
 
@@ -358,7 +259,7 @@ class Observed:
         self.trouble, self._trouble_since, self._trouble_announced = what, time.monotonic(), announced
         self.on_trouble(what)
 
-    def _over(self, link: "Link", touched: Iterable[Request]) -> bool:
+    def _over(self, link: Link, touched: Iterable[Request]) -> bool:
         """Whether rows of this tap end the trouble: of a tap that came after it, or of a request that was announced."""
         if self._trouble_announced:
             return any(request.followers for request in touched)
@@ -388,53 +289,3 @@ class Observed:
             self._full = self._full and len(self._requests) >= self._config.sessions
         finally:
             self.lock.release()
-
-
-class Link:
-    """One tap that was accepted."""
-
-    def __init__(self, observed: Observed, info: TapInfo, model: ModelInfo) -> None:
-        self._observed, self.info, self.model = observed, info, model
-        self.connected_at = time.monotonic()
-        self.open: set[str] = set()
-        self.stops: set[str] = set()  # open requests whose generation is to end
-        self.read_at = -math.inf  # when rows came last
-        self._sent: set[str] = set()
-        self._dropped = 0
-
-    def take(self, step: Step, *, dropped: int = 0) -> None:
-        """Reads a step; `dropped` counts the steps that the tap could not hand over so far."""
-        more, self._dropped = dropped - self._dropped, dropped
-        self._observed.take(self, step, max(0, more))
-
-    def stops_to_send(self) -> list[str]:
-        """Those of `stops` that no call before this one gave."""
-        with self._observed.lock:
-            new = self.stops - self._sent
-            self._sent |= new
-        return sorted(new)
-
-    def need_not_stop(self, request_id: str) -> None:
-        self.stops.discard(request_id)
-        self._sent.discard(request_id)
-
-    def close(self) -> None:
-        """The tap has gone; requests that it leaves open are not assessed."""
-        self._observed.lose(self)
-
-
-def _refused(message: str) -> ConfigError:
-    return ConfigError(message, reason="TAP_REFUSED")
-
-
-def _severest(phase: PhaseVerdict, request: Request) -> PhaseVerdict:
-    said = request.severest[phase.phase]
-    domains = tuple(replace(d, action=worst([d.action, said.get(d.domain, d.action)])) for d in phase.domains)
-    gone = [Action.NOT_ASSESSED] if phase.phase in request.missing else []
-    return replace(phase, action=worst([phase.action, *(d.action for d in domains), *gone]), domains=domains)
-
-
-def _unjudged(phase: PhaseVerdict) -> PhaseVerdict:
-    """Scores as they are, with no action taken from them."""
-    unknown = tuple(replace(d, action=Action.NOT_ASSESSED) for d in phase.domains)
-    return replace(phase, action=Action.NOT_ASSESSED, domains=unknown)

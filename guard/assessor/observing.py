@@ -16,7 +16,7 @@ from guard.scoring.pooling import Hits, Ints
 from guard.tap.protocol import Ended, Rows
 
 if TYPE_CHECKING:
-    from guard.assessor.observed import Follower, Link
+    from guard.assessor.links import Follower, Link
 
 
 LOST = "lost"  # the finish reason of a request whose tap went away, or fell silent

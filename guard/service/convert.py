@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from google.protobuf import json_format
 
-from guard.assessor.observed import Progress
+from guard.assessor.told import Progress
 from guard.errors import GuardError, InvalidInput
 from guard.pack.manifest import Manifest
 from guard.records import (

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from guard.assessor import Assessor
 from guard.assessor.limits import chosen_domains
-from guard.assessor.observed import Follower, Progress
+from guard.assessor.links import Follower
+from guard.assessor.told import Progress
 from guard.records import CheckOptions
 
 _VERDICT_SECONDS = 0.25  # between verdicts where nothing but the counts has changed

@@ -6,7 +6,8 @@ from typing import Any
 import grpc
 import structlog
 
-from guard.assessor.observed import Link, Observed
+from guard.assessor.links import Link
+from guard.assessor.observed import Observed
 from guard.errors import ConfigError, GuardError, InvalidInput
 from guard.service import errors, wire
 from guard.tap.protocol import TapInfo
