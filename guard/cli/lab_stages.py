@@ -98,6 +98,10 @@ def fit(
     latents_by_contrast: Annotated[
         int, typer.Option(metavar="N", min=0, help="Latents chosen for a domain by its contrast pairs.")
     ] = 32,
+    latents_by_purity: Annotated[
+        int,
+        typer.Option(metavar="N", min=0, help="Latents chosen for a domain that fire in its texts and in few others."),
+    ] = 0,
     latent_c: Annotated[
         float, typer.Option(metavar="X", min=0.0, help="How freely latents are weighted; less holds back more.")
     ] = 2e-4,
@@ -163,6 +167,7 @@ def fit(
         latents_per_head=latents_per_head,
         latents_by_weight=latents_by_weight,
         latents_by_contrast=latents_by_contrast,
+        latents_by_purity=latents_by_purity,
         latent_c=latent_c,
         per_domain=tuple(per_domain),
         dense_c=dense_c,

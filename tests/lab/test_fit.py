@@ -49,6 +49,20 @@ def test_a_latent_that_says_nothing_alone_is_kept_for_what_it_adds_to_another():
     assert {0, 1} <= set(chosen("0,5"))
 
 
+def test_by_purity_those_are_chosen_that_fire_in_a_domains_texts_and_in_few_others():
+    given = rows(800)
+    rng = np.random.default_rng(0)
+    harmful = np.array([bool(row.label_domains) for row in given])
+    fires = np.zeros((800, 5), dtype=bool)
+    fires[:, 0] = harmful & (rng.random(800) < 0.2)  # seldom, and nowhere else
+    fires[:, 1] = rng.random(800) < np.where(harmful, 0.9, 0.3)  # parts the texts best
+    fires[:, 2] = rng.random(800) < 0.5
+    fires[np.flatnonzero(harmful)[:5], 3] = True  # too seldom to tell
+    fires[:, 4] = ~harmful
+    design = design_of(given, fires, latents_per_head=0, latents_by_weight=0, latents_by_purity=1, per_domain=())
+    assert choose_latents(design, np.ones(800, dtype=bool))["terror"].tolist() == [0]
+
+
 def test_a_domain_may_choose_for_itself():
     config = FitConfig(per_domain=("terror=100,600,1e-3", "violence=9,0,0.5"))
     assert config.of_domain("terror") == Choice(100, 600, 1e-3)
