@@ -32,7 +32,8 @@ Examples:
   torchrun --nproc-per-node 4 --no-python \\
       guard lab train --config search --activations runs/activations --out runs/suite
 
-Shipped suites: search (44 SAEs, to choose among) and reference (the SAEs of the shipped pack).
+Shipped suites: search (44 SAEs, to choose among), reference (for a stream of everything) and domain (for one that is
+mostly about the four domains).
 A run that was stopped goes on from its last checkpoint, also with another number of processes."""
 
 

@@ -35,7 +35,7 @@ def test_a_suite_is_the_union_of_its_grids(tmp_path):
 
 
 def test_the_shipped_suites():
-    assert shipped() == ["reference", "search"]
+    assert shipped() == ["domain", "reference", "search"]
     assert [spec.name for spec in read_config("reference").specs] == [
         f"model.layers.{layer}.batch_topk.w4608.l16" for layer in (0, 7, 14, 22)
     ]
@@ -82,7 +82,7 @@ def test_a_faulty_file_is_told_what_is_wrong_and_where(tmp_path, text, message):
 def test_a_file_that_is_absent_is_named_beside_the_shipped_ones():
     with pytest.raises(InvalidInput) as caught:
         read_config("serch")
-    assert str(caught.value) == "serch: found no such file, expected a suite's TOML file or one of: reference, search"
+    assert str(caught.value) == "serch: found no such file, expected a suite's TOML file or one of: domain, reference, search"
 
 
 def test_every_sae_has_a_seed_of_its_own():

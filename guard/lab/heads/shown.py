@@ -17,6 +17,7 @@ from guard.reader.tokens import TextTokenizer
 
 EXAMPLES = 6
 TOP_TOKENS = 8
+BEFORE, BEHIND = 240, 120  # characters of an example, at most, around the token that it shows
 
 
 @dataclass(frozen=True)
@@ -66,9 +67,18 @@ def shown(
     examples: list[list[ExampleLine]] = [[] for _ in rows]
     for row, strength, text, position in best:
         start, end = own[int(text)][int(position)]
-        line = ExampleLine(text=texts[int(text)].text, start=start, end=end, activation=round(float(strength), 3))
-        examples[int(row)].append(line)
+        examples[int(row)].append(excerpt(texts[int(text)].text, start, end, round(float(strength), 3)))
     return top, [tuple(lines) for lines in examples]
+
+
+def excerpt(text: str, start: int, end: int, activation: float) -> ExampleLine:
+    """The token at `start` to `end` of the text amid what stands near it, from one blank to another if there are any."""
+    first, last = max(start - BEFORE, 0), min(end + BEHIND, len(text))
+    if first:
+        first = text.find(" ", first, start) + 1 or first
+    if last < len(text):
+        last = max(text.rfind(" ", end, last), 0) or last
+    return ExampleLine(text=text[first:last], start=start - first, end=end - first, activation=activation)
 
 
 def plain(token: str) -> str:
