@@ -17,7 +17,7 @@ help: ## list the targets
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.version_info < (3, 11) and sys.exit(f"found Python {v}, expected 3.11 or later; name one: make PYTHON=python3.11")'
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
 $(DEMO_STAMP): $(KEYS) | $(BIN)/python
 	$(INSTALL) '.[torch]'
@@ -46,7 +46,7 @@ bench: setup weights ## run every benchmark suite of the CPU; ARGS="shapes scale
 
 # vLLM lives in .build/vllm, an environment of its own (3.4 GB): docs/vllm.md.
 vllm-setup: | $(BIN)/python
-	PYTHON=$(BIN)/python deploy/vllm/setup.sh $(SAE_GUARD_VLLM)
+	PYTHON=$(BIN)/python deploy/vllm/setup.sh $(if $(SAE_GUARD_VLLM),"$(SAE_GUARD_VLLM)")
 
 vllm-demo: setup weights vllm-setup ## serve the default model by vLLM with the guard on, and show a stop; ONCE=1 ends after
 	$(BIN)/python -m deploy.vllm.demo $(if $(filter-out 0,$(ONCE)),--once)
@@ -73,13 +73,13 @@ proto-lint: setup
 
 proto-fresh: setup
 	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
-	&& PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh "$$fresh" \
+	&& PYTHON="$(CURDIR)/$(BIN)/python" proto/generate.sh "$$fresh" \
 	&& diff -r -x __pycache__ "$$fresh/guard/service/pb" guard/service/pb \
 	&& echo 'generated code: fresh' \
 	|| { echo 'generated code does not match proto/: run make proto'; exit 1; }
 
 proto: setup ## regenerate guard/service/pb from proto/
-	PYTHON=$(CURDIR)/$(BIN)/python proto/generate.sh
+	PYTHON="$(CURDIR)/$(BIN)/python" proto/generate.sh
 
 format: setup ## format the code, and mend what ruff can mend safely
 	$(BIN)/ruff check --fix-only .

@@ -11,6 +11,9 @@ if not torch.cuda.is_available():
     # Triton reads this once, when it is imported, and transformers may import it before any test of ours does.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# Tests speak to servers of their own; a proxy is for whatever fetches from elsewhere.
+os.environ["no_proxy"] = ",".join(["127.0.0.1,localhost", *filter(None, [os.environ.get("no_proxy")])])
+
 from guard.reader import weights
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from openai import OpenAI
+from openai import DefaultHttpxClient, OpenAI
 
 from deploy.vllm import engine
 from guard.config import load_config
@@ -48,7 +48,12 @@ def main() -> int:
             ) as served:
                 print(f"vLLM serves on {served.url} after {served.start_seconds:.0f} s, guard on {address}\n")
                 with GuardClient(address, timeout_s=120) as guard:
-                    client = OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+                    client = OpenAI(
+                        base_url=f"{served.url}/v1",
+                        api_key="none",
+                        max_retries=0,
+                        http_client=DefaultHttpxClient(trust_env=False),  # to loopback, whatever http_proxy says
+                    )
                     for title, prompt, extra in PROMPTS:
                         _ask(client, guard, served, title, prompt, extra)
                 if not given.once:

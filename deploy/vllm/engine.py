@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 400.0
 _STOP_SECONDS = 20.0
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # to loopback, whatever http_proxy says
 
 
 class EngineFailedError(RuntimeError):
@@ -40,7 +41,7 @@ class Engine:
 
     def metric(self, name: str) -> float:
         """Sum of a metric over its labels, as the server tells Prometheus."""
-        with urllib.request.urlopen(f"{self.url}/metrics", timeout=10) as answer:  # noqa: S310 - our own address
+        with _DIRECT.open(f"{self.url}/metrics", timeout=10) as answer:
             lines = answer.read().decode().splitlines()
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.split("{")[0] == name)
 
@@ -96,7 +97,7 @@ def _await(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
         if process.poll() is not None:
             break
         with suppress(urllib.error.URLError, OSError):
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()  # noqa: S310 - our own address
+            _DIRECT.open(f"{url}/health", timeout=5).close()
             return
         time.sleep(0.5)
     said = log.read_text(encoding="utf-8", errors="replace").splitlines()

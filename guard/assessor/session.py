@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from guard.assessor.core import Assessor
 
 
+def stood_idle(seconds: float) -> SessionExpired:
+    return SessionExpired(f"the stream stood idle for more than {seconds:g} s and was closed")
+
+
 class Session:
     """One stream: a prompt and then its completion, chunk by chunk. Earlier chunks are never read again.
 
@@ -106,8 +110,7 @@ class Session:
     def _admit(self, size: int) -> "Future[Verdict]":
         with self._lock:
             if self._expired:
-                seconds = self._assessor.config.sessions.idle_seconds
-                raise SessionExpired(f"the stream stood idle for more than {seconds:g} s and was closed")
+                raise stood_idle(self._assessor.config.sessions.idle_seconds)
             if self._closed:
                 raise InvalidInput("the stream is closed", reason="STREAM_CLOSED")
             self.last_used = time.monotonic()

@@ -162,7 +162,7 @@ def _check_file(file: Path, out: Path | None, answers: "Backend", wanted: CheckO
         total = None if not file.is_file() else rows.count(file)
         sink = stack.enter_context(out.open("w", encoding="utf-8")) if out else None
         progress = stack.enter_context(Progress("check", "rows", total))
-        for done, (row, verdict) in enumerate(rows.assess(rows.read(stream), answers, wanted), 1):
+        for done, (row, verdict) in enumerate(rows.assess(rows.arriving(stream), answers, wanted), 1):
             print(terminal.json_line(rows.as_json(row, verdict), utf8=True if out else None), file=sink, flush=not out)
             counts[verdict.action] += 1
             unassessed += bool(verdict.not_assessed) or verdict.action is Action.NOT_ASSESSED

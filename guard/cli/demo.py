@@ -47,6 +47,11 @@ def demo(
 ) -> None:
     """Start a sidecar on free ports and send it a few prompts."""
     settings = options.settings(config, set_, pack)
+    if settings.server.tls_certificate is not None:
+        raise options.UsageError(
+            f"the demo speaks to its sidecar without TLS: found server.tls_certificate = "
+            f"{settings.server.tls_certificate}, expected none"
+        )
     flags = [f for value, name in ((pack, "--pack"), (config, "--config")) if value for f in (name, str(value))]
     flags += [flag for given in set_ or [] for flag in ("--set", given)]
     prompts = _prompts()
@@ -153,8 +158,10 @@ def _await_serving(address: str) -> None:
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+    from guard.service import connection
+
     ends = time.monotonic() + READY_SECONDS
-    with grpc.insecure_channel(address) as channel:
+    with grpc.insecure_channel(address, options=connection.OF_CHANNEL) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         while time.monotonic() < ends:
             try:

@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, TextIO
 
 import typer
@@ -55,9 +56,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs `guard` and returns its exit status; every error on purpose becomes one line on stderr."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?" in place of a bar, not an error
+    _open_streams()
     debug = os.environ.get("GUARD_DEBUG", "") not in ("", "0")
     if not debug:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what grpc logs about an error, our own line says
@@ -79,6 +78,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"guard: error: {_one_line(error)}", file=sys.stderr)
         return exits.ERROR
+
+
+def _open_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed: nobody reads it, and print would turn to the other one
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - as long as the process
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode gets "?" in place of a bar, not an error
 
 
 def _usage(error: typer.TyperException, stream: TextIO) -> None:

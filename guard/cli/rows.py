@@ -3,6 +3,9 @@
 import codecs
 import json
 import math
+import os
+import select
+import stat
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -18,6 +21,7 @@ from guard.errors import Exhausted, GuardError, InvalidInput
 from guard.records import Action, CheckInput, CheckOptions, NotAssessed, NotAssessedReason, Verdict
 
 WINDOW = 4096  # rows in flight at most, however large the queue is
+_PAUSE_SECONDS, _PIPE_BYTES = 0.01, 1 << 16
 _OF_ONE_ROW = ("INTERNAL", "DEADLINE_EXCEEDED")  # reasons of a sidecar that failed at this row and answers the next
 
 
@@ -37,10 +41,45 @@ class Row:
 
 def read(stream: BinaryIO) -> Iterator[Row]:
     """The rows of a JSONL file. Lines end at a line feed only; lines of white space are not rows."""
-    for number, line in enumerate(stream, 1):
+    return (row for row in arriving(stream) if row is not None)
+
+
+def arriving(stream: BinaryIO) -> Iterator[Row | None]:
+    """The rows of a JSONL file or pipe, and None now and then while a pipe is open and nothing comes."""
+    number = 0
+    for line in _lines(stream):
+        if line is None:
+            yield None
+            continue
+        number += 1
         raw = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
         if raw.strip():
             yield replace(parse(raw), line=number)
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes | None]:
+    """As `arriving`. Reads a pipe past the stream's own buffer, of which none must have been read before."""
+    try:
+        pipe = None if stat.S_ISREG(os.fstat(stream.fileno()).st_mode) else stream.fileno()
+    except OSError:  # in memory
+        pipe = None
+    if pipe is None:
+        yield from stream
+        return
+    begun: list[bytes] = []  # of a line, in pieces
+    while True:
+        if not select.select([pipe], [], [], _PAUSE_SECONDS)[0]:
+            yield None
+            continue
+        if not (part := os.read(pipe, _PIPE_BYTES)):
+            break
+        first, *others = part.split(b"\n")
+        begun.append(first)
+        for piece in others:
+            yield b"".join(begun)
+            begun = [piece]
+    if last := b"".join(begun):
+        yield last
 
 
 def count(file: Path) -> int:
@@ -81,10 +120,11 @@ def _text_problem(values: dict[str, Any]) -> str:
     return "" if isinstance(found, str) else f"text: found {inputs.kind(found)}, expected a string"
 
 
-def assess(rows: Iterable[Row], backend: Backend, options: CheckOptions) -> Iterator[tuple[Row, Verdict]]:
+def assess(rows: Iterable[Row | None], backend: Backend, options: CheckOptions) -> Iterator[tuple[Row, Verdict]]:
     """A verdict for each row, in order. A row that cannot be checked gets a not_assessed verdict, and the run goes on.
 
-    So does a row at which the reader fails or is slower than the deadline.
+    So does a row at which the reader fails or is slower than the deadline. None in place of a row says that the next
+    one takes a while: verdicts that are ready are not held back for it.
     Raises NotFound (a domain) and errors that are not of one row, such as a sidecar that went away.
     """
     window = max(1, min(backend.window, WINDOW))
@@ -93,6 +133,8 @@ def assess(rows: Iterable[Row], backend: Backend, options: CheckOptions) -> Iter
         for row in rows:
             while flight and (len(flight) >= window or _is_done(flight[0][1])):
                 yield _settle(*flight.popleft(), backend)
+            if row is None:
+                continue
             flight.append((row, _start(row, backend, options, flight)))
         while flight:
             yield _settle(*flight.popleft(), backend)

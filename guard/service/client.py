@@ -12,7 +12,7 @@ import grpc
 
 from guard.errors import ConfigError, InvalidInput
 from guard.records import CheckInput, CheckOptions, Feature, LatentId, Message, Phase, Verdict
-from guard.service import convert, errors, keepalive
+from guard.service import connection, convert, errors
 from guard.service.pb.guard.v1 import guard_pb2 as pb
 from guard.service.pb.guard.v1 import guard_pb2_grpc
 
@@ -61,7 +61,7 @@ class GuardClient:
         """`tls_ca` turns TLS on; `tls_certificate` and `tls_key` are the caller's own, for mTLS. Raises ConfigError."""
         self.timeout_s = timeout_s
         options = [
-            *keepalive.OF_CHANNEL,
+            *connection.OF_CHANNEL,
             ("grpc.max_receive_message_length", -1),  # token detail of a long text is large
             # A sidecar that restarts is back in a moment: grpc itself would wait for up to two minutes.
             ("grpc.initial_reconnect_backoff_ms", 100),
@@ -147,8 +147,8 @@ class GuardClient:
     ) -> Iterator[Followed]:
         """A request that a tap observes, as it goes, up to its end.
 
-        May be called before the request is sent: with `upcoming` this returns once the sidecar waits for it, and one of
-        that id which has ended is not meant. An id is best used once.
+        May be called before the request is sent: with `upcoming` this returns once the sidecar waits for it, or raises
+        where it does not, and one of that id which has ended is not meant. An id is best used once.
         `timeout_s` bounds the whole; None leaves that to the request, which the sidecar takes as lost when it stands.
         """
         asked = options or CheckOptions()
@@ -157,8 +157,8 @@ class GuardClient:
                 request_id=request_id, options=convert.options_to_proto(asked), upcoming=upcoming
             )
         call = self._stub.Follow(request, timeout=timeout_s)
-        if upcoming:
-            call.initial_metadata()
+        if upcoming and connection.ANNOUNCED not in dict(call.initial_metadata() or ()):
+            raise errors.from_rpc_error(call)
         return self._followed(call)
 
     def _followed(self, call: Any) -> Iterator[Followed]:

@@ -20,7 +20,7 @@ from prometheus_client import start_http_server
 from guard.assessor import Assessor
 from guard.config import GuardConfig
 from guard.errors import ConfigError
-from guard.service import keepalive
+from guard.service import connection
 from guard.service.addresses import (
     Addresses,
     check_server,
@@ -57,7 +57,7 @@ class Server:
         longest = 4 * config.limits.text_bytes + (16 << 20)
         self._grpc = grpc.aio.server(
             options=[
-                *keepalive.OF_SERVER,
+                *connection.OF_SERVER,
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", min(longest, (1 << 31) - 1)),
             ]
@@ -95,7 +95,7 @@ class Server:
         observed, loop = self._assessor.observed, asyncio.get_running_loop()
         self._taps = TapServicer(observed)
         self._tap_threads = ThreadPoolExecutor(_TAPS, "guard-taps")
-        options = [*keepalive.OF_SERVER, ("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
+        options = [*connection.OF_SERVER, ("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", -1)]
         # One tap more is refused at once: it would wait for a thread, and nobody would know.
         self._tap_grpc = grpc.server(self._tap_threads, options=options, maximum_concurrent_rpcs=_TAPS)
         self._tap_grpc.add_registered_method_handlers(TAP_SERVICE.full_name, self._taps.handlers())

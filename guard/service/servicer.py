@@ -17,9 +17,10 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from guard.assessor import Assessor, Session
+from guard.assessor.session import stood_idle
 from guard.errors import GuardError, InvalidInput
 from guard.records import CheckOptions, Phase, Verdict
-from guard.service import convert, errors
+from guard.service import connection, convert, errors
 from guard.service.following import following
 from guard.service.metrics import Metrics
 from guard.service.outcome import Outcome
@@ -77,7 +78,7 @@ class GuardServicer:
             options, sequence = _options(pb.WatchRequest.Start()), 0
             outcome, judged = Outcome(), None
             try:
-                async for received in requests:
+                async for received in _without_idling(requests, self._assessor.config.sessions.idle_seconds):
                     request: pb.WatchRequest = _wellformed(received)
                     if request.HasField("start") and session is None:
                         options = _options(request.start)
@@ -108,7 +109,7 @@ class GuardServicer:
             options = convert.options_from_proto(request.options, request.request_id)
 
             async def announced() -> None:
-                await context.send_initial_metadata(())
+                await context.send_initial_metadata(((connection.ANNOUNCED, "1"),))
 
             async with aclosing(following(self._assessor, options, announced, upcoming=request.upcoming)) as states:
                 async for progress in states:
@@ -207,6 +208,18 @@ def _feed(session: Session, request: pb.WatchRequest, sequence: int) -> "tuple[P
             reason="UNKNOWN_PHASE",
         )
     return phase, session.feed(phase, request.chunk.text, last=request.chunk.last)
+
+
+async def _without_idling(requests: AsyncIterator[Any], seconds: float) -> AsyncIterator[Any]:
+    """Raises SessionExpired where the next message does not come in time: a silent call would stay open for ever."""
+    arriving = aiter(requests)
+    while True:
+        try:
+            yield await asyncio.wait_for(anext(arriving), seconds)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise stood_idle(seconds) from None
 
 
 async def _verdict_message(verdict: Verdict, options: CheckOptions) -> pb.Verdict:

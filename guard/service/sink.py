@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import grpc
 
-from guard.service import keepalive, wire
+from guard.service import connection, wire
 from guard.tap.protocol import Ended, Missed, Rows, Step, TapInfo
 
 _METHOD = f"/{wire.SERVICE.full_name}/{wire.METHOD}"
@@ -126,7 +126,7 @@ class GrpcSink:
 
     def _connect(self) -> None:
         """One connection, from its hello until it breaks."""
-        options = [*keepalive.OF_CHANNEL, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
+        options = [*connection.OF_CHANNEL, ("grpc.use_local_subchannel_pool", 1), ("grpc.max_send_message_length", -1)]
         with grpc.insecure_channel(self._address, options=options) as channel:
             observe = channel.stream_stream(_METHOD, lambda message: message, wire.read_response)
             accepted = threading.Event()

@@ -1,12 +1,14 @@
 """Exit codes and messages: what scripts and people meet when something is wrong, and help that loads nothing heavy."""
 
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from guard.cli import exits
 from guard.cli.main import app
 
 GROUPS = [[], ["features"], ["pack"], ["weights"], ["config"], ["tap"], ["lab"]]
@@ -37,6 +39,16 @@ COMMANDS = [
     ["lab", "build"],
     ["lab", "report"],
 ]
+
+
+def test_what_is_closed_is_nobodys_and_the_status_stands():
+    def run(closing):
+        command = f"{shlex.quote(sys.executable)} -m guard.cli.main {closing}"
+        return subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+
+    assert run("--version >&-").returncode == exits.ALLOW
+    refused = run("check --no-such-flag 2>&-")
+    assert (refused.returncode, refused.stdout) == (exits.USAGE, "")
 
 
 def test_help_loads_nothing_heavy():
@@ -189,7 +201,7 @@ def test_a_usage_error_is_one_line_and_status_2(guard, arguments, message):
         (["lab", "harvest", "--labelled", "absent", "--hook-point", "h", "--out", "o"], "absent: holds no *.jsonl, expected labelled rows"),
         (["lab", "harvest", "--annotated", "absent", "--context", "1024", "--hook-point", "h", "--out", "o"], "labelled texts absent/labelled/dev/catqa_en.jsonl: found no such file"),
         (["lab", "train", "--config", "search", "--activations", "absent", "--out", "o"], "absent: holds no harvest.json; make one with `guard lab harvest`"),
-        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: reference, search"),
+        (["lab", "train", "--config", "absent.toml", "--activations", "a", "--out", "o"], "absent.toml: found no such file, expected a suite's TOML file or one of: domain, reference, search"),
         (["lab", "contrast", "--saes", "absent", "--texts", "t", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),
         (["lab", "evaluate", "--saes", "s", "--texts", "t", "--fitted", "absent"], "absent/fit.json: No such file or directory"),
         (["lab", "build", "--saes", "absent", "--texts", "t", "--fitted", "f", "--out", "o"], "absent: holds no report.json; train with `guard lab train` to its end"),

@@ -195,6 +195,15 @@ def test_demo_serves_until_a_signal_and_takes_its_sidecar_along(pack, number, st
         assert gone(sidecar)
 
 
+def test_demo_refuses_settings_that_its_own_calls_could_not_meet(tmp_path):
+    env = {**os.environ, "GUARD_SERVER__TLS_CERTIFICATE": "mine.pem", "GUARD_SERVER__TLS_KEY": "mine.key"}
+    done = subprocess.run(
+        [*GUARD, "demo", "--once"], capture_output=True, text=True, check=False, env=env, cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "the demo speaks to its sidecar without TLS: found server.tls_certificate = mine.pem" in done.stderr
+
+
 def test_demo_tells_why_its_sidecar_did_not_start(tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(

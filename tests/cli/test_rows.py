@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import threading
 from concurrent.futures import Future
 
@@ -48,6 +49,21 @@ def test_lines_end_at_line_feeds_only_and_blank_ones_are_no_rows(tmp_path):
     with file.open("rb") as stream:
         assert [(row.id, row.text) for row in rows.read(stream)] == [(1, "a\u2028b"), (2, "c")]
     assert rows.count(file) == 2
+
+
+def test_the_verdict_of_a_pipes_row_does_not_wait_for_the_next_row(backend):
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stream, os.fdopen(writing, "wb", buffering=0) as program:
+        verdicts = rows.assess(rows.arriving(stream), backend, CheckOptions())
+        for number in range(3):  # a program that waits for each verdict before it writes another row
+            line = json.dumps({"id": number, "text": "block" if number else "hello"}).encode()
+            program.write(line[:7])
+            program.write(line[7:] + b"\n")
+            row, verdict = next(verdicts)
+            assert (row.id, row.line, verdict.action) == (number, number + 1, "block" if number else "allow")
+        program.write(b'\n{"id": "last", "text": "x"}')
+        program.close()
+        assert [row.id for row, _ in verdicts] == ["last"]
 
 
 @pytest.fixture

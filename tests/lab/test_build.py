@@ -123,6 +123,8 @@ def scored(runs):
 
 def test_a_pack_holds_what_fit_was_given_and_chose(pack, runs, model):
     manifest = pack.manifest
+    assert manifest.id == f"{model.name}/small"  # not where the folder lies
+    assert manifest.model.name == model.name
     assert manifest.pooling == PoolingSection(
         exponent=0.75, power=0.5, prior_tokens=2.0, passage_tokens=8, passage_caution=0.1
     )

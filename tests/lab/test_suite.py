@@ -82,7 +82,10 @@ def test_a_faulty_file_is_told_what_is_wrong_and_where(tmp_path, text, message):
 def test_a_file_that_is_absent_is_named_beside_the_shipped_ones():
     with pytest.raises(InvalidInput) as caught:
         read_config("serch")
-    assert str(caught.value) == "serch: found no such file, expected a suite's TOML file or one of: domain, reference, search"
+    assert (
+        str(caught.value)
+        == "serch: found no such file, expected a suite's TOML file or one of: domain, reference, search"
+    )
 
 
 def test_every_sae_has_a_seed_of_its_own():

@@ -50,6 +50,15 @@ def details(error):
     return found
 
 
+def test_no_proxy_is_asked_for_a_sidecar(monkeypatch):
+    monkeypatch.delenv("no_proxy")
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    config = make_config()
+    with running(config, StandIn(config)) as server, GuardClient(server.address) as client:
+        assert client.check("x").action == "allow"
+
+
 def test_a_check_brings_the_whole_verdict_back(client, standin):
     options = CheckOptions(domains=("violence",), max_attributions=2, token_detail=True, request_id="r-7")
     assert client.check("hello", options=options) == make_verdict("hello", "r-7")

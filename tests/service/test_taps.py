@@ -13,7 +13,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from structlog.testing import capture_logs
 
-from guard.errors import InvalidInput, NotFound
+from guard.errors import InvalidInput, NotFound, Unavailable
 from guard.records import Action, CheckOptions
 from guard.service import wire
 from guard.service.client import GuardClient
@@ -159,6 +159,13 @@ def test_a_request_to_come_is_not_the_one_of_its_id_that_has_ended(assessor, cli
     assert until(lambda: assessor.observed.find("again").finish_reason)
     seen = list(stream)
     assert (seen[-1].finish_reason, seen[-1].verdict.action) == ("stop", "allow")
+
+
+def test_a_request_that_nobody_waits_for_is_not_to_be_sent(client):
+    with pytest.raises(NotFound, match="weather"):
+        client.follow("a", upcoming=True, options=CheckOptions(domains=("weather",)))
+    with GuardClient("127.0.0.1:1") as nobody, pytest.raises(Unavailable):
+        nobody.follow("a", upcoming=True)
 
 
 def test_a_prompt_that_comes_in_parts_is_not_judged_before_it_is_whole(assessor, client, sink):

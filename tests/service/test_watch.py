@@ -1,3 +1,4 @@
+import threading
 import time
 
 import grpc
@@ -8,6 +9,8 @@ from guard.records import CheckOptions, Message, Phase, Role
 from guard.service.client import Chunk, GuardClient
 from guard.service.pb.guard.v1 import guard_pb2 as pb
 from guard.service.pb.guard.v1 import guard_pb2_grpc
+from tests.service.running import make_config, running
+from tests.service.standin import StandIn
 
 
 @pytest.fixture
@@ -66,6 +69,25 @@ def test_a_chat_may_be_the_prompt(client):
     chat = (Message(Role.USER, "hello"),)
     (verdict,) = client.watch([chat])
     assert verdict.phases[0].domains[0].heads[0].attributions[0].spans[0].end == len("user: hello")
+
+
+@pytest.mark.parametrize("said", [[], [chunk("a")]])
+def test_a_call_that_stands_idle_is_ended_as_its_stream_is(said):
+    config = make_config(sessions={"idle_seconds": 0.3})
+    with running(config, StandIn(config)) as server, grpc.insecure_channel(server.address) as channel:
+        over = threading.Event()
+
+        def requests():
+            yield from said
+            over.wait(20)
+
+        answers = guard_pb2_grpc.GuardServiceStub(channel).Watch(requests(), timeout=10)
+        seen = []
+        with pytest.raises(grpc.RpcError) as caught:
+            seen.extend(answers)
+        over.set()
+        assert caught.value.code() is grpc.StatusCode.ABORTED
+        assert caught.value.details() == "the stream stood idle for more than 0.3 s and was closed"
 
 
 def test_a_stream_without_chunks_ends_without_verdicts(client, standin):

@@ -75,6 +75,7 @@ def build_pack(
     rows = np.unique(np.concatenate([h.model.latents for h in heads]))
     harvested = shards.described(texts)
     tokenizer = TextTokenizer(weights.resolve(harvested.model))
+    model = Path(harvested.model).resolve().name  # of a folder its name, not where it lay
     points = hook_point_rows(suite, rows, heads, stats, design.centre)
     head_weights, probe_weights = weight_matrices(rows, heads, len(points))
     evaluation = {
@@ -92,12 +93,12 @@ def build_pack(
     }
     manifest = Manifest(
         format=FORMAT,
-        id=f"{harvested.model}/{out.name}",
+        id=f"{model}/{out.resolve().name}",
         version=version,
         description="Safety latents of BatchTopK SAEs on the residual stream, with dense probe rows.",
         calibrated=True,
         model=ModelSection(
-            name=harvested.model,
+            name=model,
             weights=harvested.fingerprint["weights"],
             tokenizer=harvested.fingerprint["tokenizer"],
             d_model=harvested.d_model,

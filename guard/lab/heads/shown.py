@@ -72,7 +72,7 @@ def shown(
 
 
 def excerpt(text: str, start: int, end: int, activation: float) -> ExampleLine:
-    """The token at `start` to `end` of the text amid what stands near it, from one blank to another if there are any."""
+    """The token at `start` to `end` of the text amid what stands near it, from blank to blank if there are any."""
     first, last = max(start - BEFORE, 0), min(end + BEHIND, len(text))
     if first:
         first = text.find(" ", first, start) + 1 or first
