@@ -169,12 +169,17 @@ class Assessor:
 
     def close(self) -> None:
         """Ends the worker after the batch in hand; what still waits is cancelled."""
+        with self._lock:
+            open_ = list(self._sessions)
+        for session in open_:
+            session.close()
         self.texts.shutdown(wait=True, cancel_futures=True)
         self.batcher.close()
 
     def _tick(self) -> None:
         self._sweep()
         self.observed.sweep()
+        self.pipeline.prefixes.sweep()
 
     def _sweep(self) -> None:
         oldest = time.monotonic() - self.config.sessions.idle_seconds

@@ -139,10 +139,14 @@ class Request:
             self._advanced.add(phase)
             if phase not in reading.states:
                 reading.states[phase] = pipeline.heads.new_state()
+                self.changes += 1  # it has begun, and cannot be judged yet
         reading.blank = set(reading.states) - self._turns.written
         left = max(0, (self.prompt_tokens or 0) - self._cursor)
         reading.held = {Phase.PROMPT: left} if left else {}
-        return pipeline.absorb_hits(reading, hits, begin, count)
+        finite = sum(state.finite for state in reading.states.values())
+        fired = pipeline.absorb_hits(reading, hits, begin, count)
+        self.changes += sum(state.finite for state in reading.states.values()) != finite
+        return fired
 
     def unready(self, least_tokens: int) -> NotAssessed | None:
         """Why the phase under way cannot be judged: the prompt is not whole, or the completion goes on and is short."""

@@ -86,6 +86,11 @@ class Prefixes:
             self._known.append(new)
             self._drop()
 
+    def sweep(self) -> None:
+        """Lets go of what no chat used for too long; to be called now and then, chats or none."""
+        with self._lock:
+            self._drop()
+
     def _drop(self) -> None:
         oldest = self._clock() - self._config.idle_seconds
         self._known = [prefix for prefix in self._known if prefix.used >= oldest]

@@ -6,7 +6,17 @@ from dataclasses import dataclass, replace
 
 from guard.assessor.observing import Request
 from guard.assessor.pipeline import Pipeline
-from guard.records import Action, CheckOptions, NotAssessed, NotAssessedReason, Phase, PhaseVerdict, Verdict, worst
+from guard.records import (
+    Action,
+    CheckOptions,
+    DomainVerdict,
+    NotAssessed,
+    NotAssessedReason,
+    Phase,
+    PhaseVerdict,
+    Verdict,
+    worst,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +37,10 @@ def verdict(
     """As in reader mode, with the severest action that each domain has had, and what could not be read."""
     started = time.perf_counter()
     request.reading.timings = {"score": request.spent}
-    plain = pipeline.verdict(request.reading, options, domains or pipeline.pack.domains, "observe", started)
+    asked = domains or pipeline.pack.domains
+    plain = pipeline.verdict(request.reading, options, asked, "observe", started)
     missing = [*plain.not_assessed, *request.missing.values()]
-    phases = [_severest(phase, request) for phase in plain.phases]
+    phases = [_severest(phase, request, asked) for phase in plain.phases]
     if (unready := request.unready(least_tokens)) is not None:
         phases = [_unjudged(phase) if phase.phase is unready.phase else phase for phase in phases]
         if unready.phase not in {why.phase for why in missing}:
@@ -60,9 +71,11 @@ def no_rows(pipeline: Pipeline, options: CheckOptions, detail: str) -> Verdict:
     )
 
 
-def _severest(phase: PhaseVerdict, request: Request) -> PhaseVerdict:
+def _severest(phase: PhaseVerdict, request: Request, asked: Sequence[str]) -> PhaseVerdict:
     said = request.severest[phase.phase]
-    domains = tuple(replace(d, action=worst([d.action, said.get(d.domain, d.action)])) for d in phase.domains)
+    # What cannot be scored any more has no domains of its own; what was said of them stands.
+    scored = phase.domains or tuple(DomainVerdict(d, said[d], ()) for d in asked if d in said)
+    domains = tuple(replace(d, action=worst([d.action, said.get(d.domain, d.action)])) for d in scored)
     gone = [Action.NOT_ASSESSED] if phase.phase in request.missing else []
     return replace(phase, action=worst([phase.action, *(d.action for d in domains), *gone]), domains=domains)
 

@@ -82,6 +82,7 @@ class Turns:
         self._message = -1  # before any turn was opened
         self._begin()
         self._behind: list[Literal] = []  # of the special token before: what may still match
+        self._known: list[Literal] = []  # all that the template writes there
         self._seen = b""  # text behind it
         self._matched: Literal | None = None
         self._held: list[tuple[int, bytes]] = []
@@ -104,7 +105,8 @@ class Turns:
             if number in template.specials:
                 self.flush(tokens)
                 self._put(tokens, number, _NOWHERE, scored=False)
-                self._behind, self._seen, self._held = template.literals.get(number, []), b"", []
+                self._known = self._behind = template.literals.get(number, [])
+                self._seen, self._held = b"", []
                 self._matched = next((known for known in self._behind if not known.text), None)
                 self._behind = [known for known in self._behind if known.text]
                 if not self._behind:
@@ -130,6 +132,13 @@ class Turns:
             if self._seen.startswith(known.text) and (not self._matched or len(known.text) > len(self._matched.text)):
                 self._matched = known
         self._behind = [k for k in self._behind if len(k.text) > len(self._seen) and k.text.startswith(self._seen)]
+        if not self._behind and self._matched and not self._matched.opens:
+            # A message may begin with what the template would have written itself: what follows tells.
+            opening = [known for known in self._known if known.opens and self._seen.startswith(known.text)]
+            if opening and len(self._seen) == len(self._matched.text):
+                self._behind = [self._matched]
+                return
+            self._matched = max(opening, key=lambda known: len(known.text), default=self._matched)
         if not self._behind:
             self._close(tokens)
 

@@ -4,11 +4,12 @@
     with guard.tap.attach(model, pack, sink, request_ids=["a", "b"]):
         model.generate(**inputs)
 
-A request begins with a forward that has nothing cached and lasts until the next such forward, the end of `generate`, or
-the end of the `with` block. Only tokens whose activations were computed and accepted count: the last sampled one never
-is, nor is what a batch feeds a sample that has ended. Every request id serves once.
+A request begins with a forward whose cache is not as the one before left it, and lasts until the next such forward, the
+end of `generate`, or the end of the `with` block. Only tokens whose activations were computed and accepted count: the
+last sampled one never is, nor is what a batch feeds a sample that has ended. Every request id serves once.
 """
 
+import inspect
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -119,7 +120,9 @@ class TorchTap:
         self._offsets = np.cumsum([0, *(len(rows.latents) for rows in pack.hook_points)])
         self._handles: list[Any] = []
         self._batch: list[_Sample] = []
+        self._parameters = tuple(inspect.signature(model.forward).parameters)
         self._cache: Any = None
+        self._reach = 0  # columns that its cache holds once the forward in hand is done
         self._forward: _Forward | None = None
         self._generate: Any = None
         self._names: tuple[str, ...] = ()
@@ -158,12 +161,13 @@ class TorchTap:
     # -- a forward
 
     def _before(self, _model: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        ids = args[0] if args else kwargs.get("input_ids")
+        given = dict(zip(self._parameters, args, strict=False)) | kwargs
+        ids = given.get("input_ids")
         if ids is None:
             raise InvalidInput("input_ids: found none, expected token ids: a tap cannot tell what embeddings say")
-        cache = kwargs.get("past_key_values")
+        cache = _cache(given.get)
         past = int(cache.get_seq_length()) if cache is not None else 0
-        mask = kwargs.get("attention_mask")
+        mask = given.get("attention_mask")
         if mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2):
             raise InvalidInput(
                 "attention_mask: found one that is not [B, T], expected a mask of the padding alone (a static cache "
@@ -176,13 +180,15 @@ class TorchTap:
         position = torch.where(real, real.long().cumsum(dim=1) - 1, -1)  # [B, past + T]
         if not self._goes_on(cache, past, ids.shape[0]):
             self._begin(position, past)
+        self._reach = past + width
         self._forward = _Forward(ids, position[:, -width:])
 
     def _goes_on(self, cache: Any, past: int, size: int) -> bool:
         """Whether this forward is of the batch in hand: of the same `generate`, or behind what it has cached."""
         if self._prompt is not None:
             return bool(self._batch)
-        return bool(self._batch) and past > 0 and cache is self._cache and size == len(self._batch)
+        # A cache that was cropped holds another text from here on.
+        return 0 < past == self._reach and cache is self._cache and size == len(self._batch)
 
     def _begin(self, position: Tensor, past: int) -> None:
         """`position [B, past + T]`: what is in the batch, and what its cache holds."""
@@ -220,7 +226,7 @@ class TorchTap:
 
     def _after(self, _model: object, _args: object, output: Any) -> None:
         forward, self._forward = self._forward, None
-        self._cache = getattr(output, "past_key_values", None)  # the first forward makes one
+        self._cache = _cache(lambda name: getattr(output, name, None))  # the first forward makes one
         if forward is None or len(forward.seen) != len(self._points):
             return
         with torch.no_grad():
@@ -324,6 +330,11 @@ def _cut(columns: _Columns, part: slice) -> _Columns:
     token, row, value, probe = columns
     first, last = np.searchsorted(token, (part.start, part.stop))
     return token[first:last] - np.int32(part.start), row[first:last], value[first:last], probe[part]
+
+
+def _cache(get: Callable[[str], Any]) -> Any:
+    """transformers called it `past_key_values` before 5.24."""
+    return found if (found := get("cache")) is not None else get("past_key_values")
 
 
 def _check(model: Any, pack: Pack) -> None:

@@ -190,14 +190,15 @@ def test_closing_cancels_whatever_still_waits(loading, gated):
         reading = assessor.submit(CheckInput(TEXTS[0]))
         assert gate.arrived.wait(10)
         waiting = [assessor.submit(CheckInput(LONG)) for _ in range(40)]
-        streamed = assessor.open_session().feed(Phase.PROMPT, LONG)
+        session = assessor.open_session()
+        streamed = [session.feed(Phase.PROMPT, LONG) for _ in range(3)]
         with ThreadPoolExecutor(1) as closing:
             closed = closing.submit(assessor.close)
             until(lambda: assessor.batcher._closed)
             gate.open()
             closed.result(60)
         assert reading.result(10).phases
-        for future in (*waiting, streamed, assessor.submit(CheckInput("late"))):
+        for future in (*waiting, *streamed, assessor.submit(CheckInput("late"))):
             with pytest.raises(CancelledError):
                 future.result(10)
         assert assessor.queue_depth == 0

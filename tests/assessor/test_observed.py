@@ -119,7 +119,7 @@ def test_that_a_phase_can_be_judged_now_counts_as_a_change(assessor, observed, l
     link.take(request.step(0, 12))
     changes = observed.find("r").changes
     link.take(request.step(12, request.prompt_tokens))
-    assert observed.find("r").changes == changes + 1  # from not assessed to allow
+    assert observed.find("r").changes > changes  # from not assessed to allow
 
 
 def test_missed_rows_and_rows_that_never_began_are_not_assessed(assessor, observed, link):
@@ -158,6 +158,35 @@ def test_activations_that_are_not_finite_are_not_assessed(assessor, observed, li
     nothing = {"token": np.empty(0, np.int32), "row": np.empty(0, np.int32), "value": np.empty(0, np.float32)}
     link.take(Step((request.rows(half, len(request.ids), finite=False, **nothing),)))
     assert reasons(verdict_of(observed, "r")) == [("non_finite", Phase.COMPLETION)]
+
+
+def test_a_block_stays_one_whatever_cannot_be_read_behind_it(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, f"{BLOCKED} {BLOCKED}"))
+    end = len(request.ids)
+    link.take(request.step(0, end - 1))
+    blocked = verdict_of(observed, "r").phases[1]
+    assert blocked.action is Action.BLOCK
+    changes = observed.find("r").changes
+    nothing = {"token": np.empty(0, np.int32), "row": np.empty(0, np.int32), "value": np.empty(0, np.float32)}
+    link.take(Step((request.rows(end - 1, end, finite=False, **nothing),)))
+    assert observed.find("r").changes > changes  # whoever follows is told
+    for ended in ((), (Ended("r", "stop", end),)):
+        link.take(Step(ended=ended))
+        verdict = verdict_of(observed, "r")
+        assert (verdict.action, verdict.phases[1].action) == ("block", "block")
+        assert reasons(verdict) == [("non_finite", Phase.COMPLETION)]
+        acted = {d.domain for d in blocked.domains if d.action is Action.BLOCK}
+        assert {d.domain for d in verdict.phases[1].domains if d.action is Action.BLOCK} == acted
+
+
+def test_the_first_tokens_of_an_answer_are_news_since_nobody_has_judged_them(assessor, observed, link):
+    request = told(assessor, asked(HARMLESS, "It is done."))
+    link.take(request.step(0, request.prompt_tokens))
+    assert verdict_of(observed, "r").action is Action.ALLOW
+    changes = observed.find("r").changes
+    link.take(request.step(request.prompt_tokens, request.prompt_tokens + 1))
+    assert verdict_of(observed, "r").action is Action.NOT_ASSESSED
+    assert observed.find("r").changes > changes
 
 
 @pytest.mark.parametrize(("which", "off"), [("row", 100_000), ("row", -100_000), ("token", 1_000), ("token", -1)])

@@ -55,11 +55,15 @@ def test_scaffold_and_places_are_those_of_the_chat(tokenizer, system, size):
 
 def test_a_system_message_that_begins_like_the_default_one_is_read(model_folder):
     tokenizer = TextTokenizer(model_folder)
-    chat = [Message(Role.SYSTEM, "You are a helpful AI assistant named Tom"), Message(Role.USER, "hi")]
-    wanted = TokenSequence()
-    for piece in tokenizer.chat(chat, open_reply=True):
-        wanted.append(piece, Phase.PROMPT)
-    assert read(tokenizer, wanted.ids, len(wanted), 1).phase == wanted.phase
+    default = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    for said in ("You are a helpful AI assistant named Tom", f"{default}. Answer in French.", f"{default}book"):
+        wanted = TokenSequence()
+        for piece in tokenizer.chat([Message(Role.SYSTEM, said), Message(Role.USER, "hi")], open_reply=True):
+            wanted.append(piece, Phase.PROMPT)
+        found = read(tokenizer, wanted.ids, len(wanted), 1)
+        assert found.phase == wanted.phase
+        told = [p is not None for p in wanted.phase]
+        assert (found.places()[told] == wanted.places()[told]).all()
 
 
 def test_a_text_without_a_template_counts_from_its_first_token_which_is_not_scored(model_folder):

@@ -1,5 +1,7 @@
 """A tapped transformers model: it is left as it was, and its verdicts are those of its tokens read alone."""
 
+import inspect
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -93,14 +95,24 @@ def test_padding_is_no_token(assessor, model, sink, prompts, side):
         check(assessor, sink, f"{side}-{number}", ids, [])
 
 
-def test_a_loop_of_forwards_with_a_cache_is_one_request(assessor, model, sink, prompts):
+@pytest.mark.parametrize("name", ["cache", "past_key_values", ""])
+def test_a_loop_of_forwards_with_a_cache_is_one_request(assessor, model, sink, prompts, name):
+    names = tuple(inspect.signature(model.forward).parameters)
+    if name == "cache" and name not in names:
+        pytest.skip("this transformers calls it past_key_values")
+
+    def forward(ids, cache):
+        if name:
+            return model(input_ids=ids, **{name: cache}, use_cache=True)
+        return model(ids, None, None, cache, use_cache=True)
+
     inputs = prompts(TEXTS[0])
     with guard.tap.attach(model, assessor.pack, sink, request_ids=lambda size: ["loop"] * size), torch.no_grad():
         out = model(**inputs, use_cache=True)
         fed = []
         for _ in range(3):
             fed.append(int(out.logits[0, -1].argmax()))
-            out = model(input_ids=torch.tensor([fed[-1:]]), past_key_values=out.past_key_values, use_cache=True)
+            out = forward(torch.tensor([fed[-1:]]), out.past_key_values)
         verdict = sink.verdict("loop")
         assert [p.tokens_read for p in verdict.phases][1] == 3
     check(assessor, sink, "loop", own(inputs)[0][0], fed)
@@ -211,6 +223,17 @@ def test_a_cache_that_was_filled_elsewhere_hides_its_tokens(assessor, model, sin
         with guard.tap.attach(model, assessor.pack, sink, request_ids=["late"]):
             model(input_ids=torch.tensor([[42, 43]]), past_key_values=out.past_key_values, use_cache=True)
     verdict = sink.verdict("late")
+    assert (verdict.action, [m.reason for m in verdict.not_assessed]) == ("not_assessed", ["rows_missing"])
+
+
+def test_a_cache_that_was_cropped_holds_another_text(assessor, model, sink, prompts):
+    inputs = prompts(TEXTS[0])
+    ids = iter(("first", "second"))
+    with guard.tap.attach(model, assessor.pack, sink, request_ids=lambda _: [next(ids)]), torch.no_grad():
+        cache = model(**inputs, use_cache=True).past_key_values
+        cache.crop(6 - cache.get_seq_length())
+        model(input_ids=inputs["input_ids"][:, :3], past_key_values=cache, use_cache=True)
+    verdict = sink.verdict("second")
     assert (verdict.action, [m.reason for m in verdict.not_assessed]) == ("not_assessed", ["rows_missing"])
 
 
