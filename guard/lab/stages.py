@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
@@ -131,14 +132,17 @@ def strengths(
     texts: Path,
     activations: Path | None = None,
     progress: Progress = lambda _done, _all: None,
+    only: NDArray[np.bool_] | None = None,
 ) -> list[NDArray[np.float16]]:
     """Mean strengths `[N, d_sae]` of every SAE over the texts: computed once, kept with the SAE, mapped, not loaded.
 
+    Of the latents `only` of a mask `[K]` over the suite, where there is one: the others are 0, and cost nothing.
     The SAEs of a hook point are pooled together, and kept before those of the next: a killed run loses one hook point.
     Progress counts the shards that an SAE has encoded.
     """
     harvest = shards.described(texts).model_dump_json()  # its dtype and context too, beside the texts' digest
-    digest = hashlib.sha256(harvest.encode()).hexdigest()[:12]
+    digest = hashlib.sha256(harvest.encode() + (b"" if only is None else only.tobytes())).hexdigest()[:12]
+    masks = {} if only is None else dict(zip((sae.name for sae in suite), _by_sae(suite, only), strict=True))
     files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
     absent: dict[str, list[FullSae]] = {}
     for sae in suite:
@@ -163,7 +167,8 @@ def strengths(
             np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(text_count(texts), sae.width))
             for file, sae in zip(scratch, there, strict=True)
         ]
-        pool(there, scales, texts, arrays, partial(encoded, len(there)))
+        asked = [sae.only(torch.from_numpy(masks[sae.name])) if masks else sae for sae in there]
+        pool(asked, scales, texts, arrays, partial(encoded, len(there)))
         for sae, file, array in zip(there, scratch, arrays, strict=True):
             array.flush()
             file.replace(files[sae.name])
@@ -176,13 +181,14 @@ def pooled_texts(
     texts: Path,
     activations: Path | None = None,
     progress: Progress = lambda _done, _all: None,
+    only: NDArray[np.bool_] | None = None,
 ) -> PooledTexts:
-    """The texts as heads over these SAEs see them."""
+    """The texts as heads over these SAEs see them; over the latents `only`, where a mask `[K]` names them."""
     tokens, mean = text_means(texts, list(dict.fromkeys(sae.hook_point for sae in suite)))
     return PooledTexts(
         tokens,
         np.concatenate(list(mean.values()), axis=1),
-        np.concatenate(strengths(suite, saes, texts, activations, progress), axis=1),
+        np.concatenate(strengths(suite, saes, texts, activations, progress, only), axis=1),
     )
 
 
@@ -331,7 +337,7 @@ def _designed(
     activations: Path | None = None,
 ) -> Design:
     allowed = mask(suite, explained) if explained else None
-    pooled = PooledTexts.joined([pooled_texts(suite, saes, folder, activations) for folder in texts])
+    pooled = PooledTexts.joined([pooled_texts(suite, saes, folder, activations, only=allowed) for folder in texts])
     return Design(rows, pooled, config, allowed, _passages(suite, saes, texts, allowed, config.passage_tokens))
 
 
@@ -341,8 +347,7 @@ def _passages(
     """Of the texts of all folders, in their order; None for `size` 0. Computed once and kept beside the texts."""
     if not size:
         return None
-    widths = [sae.width for sae in suite]
-    mine = np.split(np.ones(sum(widths), dtype=bool) if allowed is None else allowed, np.cumsum(widths)[:-1])
+    mine = _by_sae(suite, np.ones(sum(sae.width for sae in suite), dtype=bool) if allowed is None else allowed)
     rows = [np.flatnonzero(part) for part in mine]
     scales = [statistics(sae, saes).scale for sae in suite]
     key = hashlib.sha256()
@@ -359,6 +364,11 @@ def _passages(
         parts.append(replace(found, text=found.text + before))
         before += text_count(folder)
     return Passages.joined(parts)
+
+
+def _by_sae(suite: Sequence[FullSae], mask: NDArray[np.bool_]) -> list[NDArray[np.bool_]]:
+    """`[K]` over the suite -> `[d_sae]` of each SAE."""
+    return np.split(mask, np.cumsum([sae.width for sae in suite])[:-1])
 
 
 def licences(folder: Path | None) -> dict[str, str]:

@@ -110,6 +110,12 @@ def test_a_killed_pooling_loses_one_hook_point(runs, tmp_path):
     first, second = stages.strengths(suite, saes, runs / "texts", progress=lambda *now: said.append(now))
     assert said == [(0, 1), (1, 1)]
     assert first.shape == second.shape == (len(stages.read_rows(runs / "texts")), 64)
+    only = np.arange(128) % 3 == 0
+    for some, all_, kept in zip(
+        stages.strengths(suite, saes, runs / "texts", only=only), (first, second), np.split(only, 2), strict=True
+    ):
+        assert (some == np.where(kept, all_, 0)).all()
+        assert some.any()
 
 
 def test_the_picked_configuration_is_trained_on(runs, tmp_path, capsys, monkeypatch):
