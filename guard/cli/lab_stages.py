@@ -36,6 +36,13 @@ Examples:
 So a pack's heads are fitted to labelled texts of your own. Latents that the pack does not hold are silent, and
 decoders are absent: it does for heads, not for other stages."""
 
+_NARROW_EPILOG = """\b
+Examples:
+  guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --only-choose --out runs/pool
+  guard lab narrow --saes runs/saes --latents runs/pool/latents.jsonl --out runs/kept
+
+Give the folder to fit, evaluate and build as --saes. Decoders are left out: explain before, or with the whole suite."""
+
 _EVALUATE_EPILOG = """\b
 Examples:
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
@@ -65,6 +72,7 @@ Fitted = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab fi
 def register(app: typer.Typer) -> None:
     lab_search.register(app)
     app.command(epilog=_REOPEN_EPILOG)(reopen)
+    app.command(epilog=_NARROW_EPILOG)(narrow)
     app.command(epilog=_FIT_EPILOG)(fit)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
     app.command(epilog=_BUILD_EPILOG)(build)
@@ -79,6 +87,22 @@ def reopen(
 
     count = stage(pack, out)
     typer.echo(f"{out}: {count:,} latents; give it to `guard lab fit` as --saes, --explained and --scores")
+
+
+def narrow(
+    saes: Saes,
+    latents: Annotated[Path, typer.Option(metavar="PATH", help="What `lab fit` or `lab candidates` wrote.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where their rows go.")],
+) -> None:
+    """Keep a suite's rows of some latents alone: a few MB, which do for heads and packs."""
+    from guard.lab.explain.explain import read_lines
+    from guard.lab.suite.narrow import narrow as stage
+
+    wanted: dict[str, list[int]] = {}
+    for line in read_lines(latents, saes):
+        wanted.setdefault(line.sae, []).append(line.latent)
+    stage(saes, wanted, out)
+    typer.echo(f"{out}: {sum(map(len, wanted.values())):,} latents of {len(wanted)} SAEs")
 
 
 def fit(

@@ -27,6 +27,7 @@ COMMANDS = [
     ["tap", "compare"],
     ["lab", "harvest"],
     ["lab", "train"],
+    ["lab", "narrow"],
     ["lab", "contrast"],
     ["lab", "compare"],
     ["lab", "candidates"],

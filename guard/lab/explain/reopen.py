@@ -4,19 +4,18 @@ A pack holds the rows of the latents that it kept, and neither the others nor an
 full width, so that latents keep their numbers, with silence wherever the pack holds nothing.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
 from guard.errors import InvalidInput
 from guard.lab.explain.records import Explanation, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.config import SuiteConfig, write_config
 from guard.lab.suite.measure import SaeReport, write_reports
+from guard.lab.suite.sae import save_rows
 from guard.pack.loader import HookPointRows, load_pack
 from guard.pack.manifest import EXPLANATION_SCORE, LatentLine
 
@@ -40,8 +39,14 @@ def reopen(pack: Path, out: Path) -> int:
     write_config(out / "suite.toml", training)
     for point in opened.hook_points:
         folder = out / named[point.name].name
-        folder.mkdir(exist_ok=True)
-        _write_sae(folder, point, named[point.name].width)
+        save_rows(
+            folder,
+            named[point.name].width,
+            torch.from_numpy(point.latents),
+            enc_rows=torch.from_numpy(point.enc_rows),
+            bias=torch.from_numpy(point.bias),
+            threshold=torch.from_numpy(point.threshold),
+        )
         lines = [line for line in opened.latents if line.hook_point == point.name]
         _write_statistics(folder, point, lines, named[point.name].width)
     said = opened.manifest.explanations
@@ -74,23 +79,6 @@ def reopen(pack: Path, out: Path) -> int:
     # Last: a folder without it is none that stages read.
     write_reports(out, reports)
     return len(opened.latents)
-
-
-def _write_sae(folder: Path, point: HookPointRows, width: int) -> None:
-    d_model = point.enc_rows.shape[1]
-    weights = {
-        "W_enc": torch.zeros(d_model, width),
-        "b_enc": torch.zeros(width),
-        "threshold": torch.ones(width),  # above what a silent row says of anything
-        "W_dec": torch.zeros(width, d_model),
-        "b_dec": torch.zeros(d_model),
-    }
-    weights["W_enc"][:, point.latents] = torch.from_numpy(point.enc_rows.T.copy())
-    weights["b_enc"][point.latents] = torch.from_numpy(point.bias)
-    weights["threshold"][point.latents] = torch.from_numpy(point.threshold)
-    save_file(weights, folder / "sae_weights.safetensors")
-    config = {"architecture": "jumprelu", "d_in": d_model, "d_sae": width, "apply_b_dec_to_input": False}
-    (folder / "cfg.json").write_text(json.dumps(config, indent=1))
 
 
 def _write_statistics(folder: Path, point: HookPointRows, lines: list[LatentLine], width: int) -> None:

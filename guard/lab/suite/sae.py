@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from guard.errors import InvalidInput
@@ -84,6 +84,8 @@ def load_sae(folder: Path, hook_point: str) -> FullSae:
     if config["architecture"] not in {"jumprelu", "topk"}:
         raise InvalidInput(f"{folder}: architecture: found {config['architecture']!r}, expected 'jumprelu' or 'topk'")
     weights = load_file(folder / "sae_weights.safetensors")
+    if "latents" in weights:
+        weights = _in_full_width(weights, config["d_sae"])
     # sae-lens's topk may weigh its activations by the length of the decoder's rows.
     rescaled = config.get("rescale_acts_by_decoder_norm", False)
     norm = weights["W_dec"].norm(dim=1) if rescaled else torch.ones(len(weights["b_enc"]))
@@ -98,3 +100,26 @@ def load_sae(folder: Path, hook_point: str) -> FullSae:
         dec_bias=weights["b_dec"],
         k=int(config["k"]) if config["architecture"] == "topk" else 0,
     )
+
+
+def save_rows(folder: Path, width: int, latents: Tensor, *, enc_rows: Tensor, bias: Tensor, threshold: Tensor) -> None:
+    """Writes what `load_sae` reads as an SAE of this width whose other latents are silent, with no decoder.
+
+    `latents [n]`, `enc_rows [n, d_model]`, `bias [n]` (a decoder's bias folded in), `threshold [n]`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = {"W_enc": enc_rows.T.contiguous(), "b_enc": bias.contiguous(), "threshold": threshold.contiguous()}
+    save_file(rows | {"latents": latents}, folder / "sae_weights.safetensors")
+    config = {"architecture": "jumprelu", "d_in": enc_rows.shape[1], "d_sae": width, "apply_b_dec_to_input": False}
+    (folder / "cfg.json").write_text(json.dumps(config, indent=1))
+
+
+def _in_full_width(rows: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    latents, d_model = rows["latents"], len(rows["W_enc"])
+    return {
+        "W_enc": torch.zeros(d_model, width).index_copy(1, latents, rows["W_enc"]),
+        "b_enc": torch.zeros(width).index_copy(0, latents, rows["b_enc"]),
+        "threshold": torch.ones(width).index_copy(0, latents, rows["threshold"]),  # above what a silent row says
+        "W_dec": torch.zeros(width, d_model),
+        "b_dec": torch.zeros(d_model),
+    }
