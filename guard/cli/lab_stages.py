@@ -43,6 +43,14 @@ Examples:
 
 Give the folder to fit, evaluate and build as --saes. Decoders are left out: explain before, or with the whole suite."""
 
+_JOIN_EPILOG = """\b
+Examples:
+  guard lab reopen detectors/smollm2-135m-instruct/safety-residual --out runs/reopened
+  guard lab join --saes runs/reopened --saes runs/kept --out runs/joined
+
+A suite's folder may be whole or narrowed. Of each hook point the latents of the second suite are numbered behind those
+of the first."""
+
 _EVALUATE_EPILOG = """\b
 Examples:
   guard lab evaluate --saes runs/saes --texts runs/texts --fitted runs/heads
@@ -73,6 +81,7 @@ def register(app: typer.Typer) -> None:
     lab_search.register(app)
     app.command(epilog=_REOPEN_EPILOG)(reopen)
     app.command(epilog=_NARROW_EPILOG)(narrow)
+    app.command(epilog=_JOIN_EPILOG)(join)
     app.command(epilog=_FIT_EPILOG)(fit)
     app.command(epilog=_EVALUATE_EPILOG)(evaluate)
     app.command(epilog=_BUILD_EPILOG)(build)
@@ -103,6 +112,19 @@ def narrow(
         wanted.setdefault(line.sae, []).append(line.latent)
     stage(saes, wanted, out)
     typer.echo(f"{out}: {sum(map(len, wanted.values())):,} latents of {len(wanted)} SAEs")
+
+
+def join(
+    saes: Annotated[
+        list[Path],
+        typer.Option(metavar="FOLDER", help="A suite, with its explanations and scores if it has them. Repeat it."),
+    ],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the joined SAEs go.")],
+) -> None:
+    """Lay suites side by side, as if each hook point had one SAE: for packs that draw on several."""
+    from guard.lab.suite.join import join as stage
+
+    typer.echo(f"{out}: {stage(saes, out):,} latents; give it to `guard lab fit` as --saes, --explained and --scores")
 
 
 def fit(

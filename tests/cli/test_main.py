@@ -28,6 +28,7 @@ COMMANDS = [
     ["lab", "harvest"],
     ["lab", "train"],
     ["lab", "narrow"],
+    ["lab", "join"],
     ["lab", "contrast"],
     ["lab", "compare"],
     ["lab", "candidates"],

@@ -140,7 +140,7 @@ def pool(
     """Writes every latent's mean strength over every text into one array `[N, d_sae]` an SAE, which holds zeros."""
     rises = [torch.from_numpy(scale) - sae.threshold for sae, scale in zip(suite, scales, strict=True)]
     # Most latents of a pack that was opened again are silent whatever comes.
-    speaking = [(sae.enc_rows.any(dim=1) | (sae.bias > sae.threshold)).nonzero()[:, 0] for sae in suite]
+    speaking = [sae.speaking for sae in suite]
     suite = [sae.rows(some) for sae, some in zip(suite, speaking, strict=True)]
     for shard, piece, span in by_text(texts):
         size = torch.bincount(piece, minlength=span.stop - span.start).clamp(min=1)

@@ -47,6 +47,7 @@ class SaeReport(BaseModel):
     dead_share: float
     threshold: float  # mean over the latents; 0 for topk
     ce: Recovered | None = None  # None where the harvest kept no token ids
+    parts: tuple["SaeReport", ...] = ()  # of SAEs that were joined: each one's own
 
 
 def read_reports(out: Path) -> list[SaeReport] | None:

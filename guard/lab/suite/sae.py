@@ -33,6 +33,11 @@ class FullSae:
         return len(self.bias)
 
     @property
+    def speaking(self) -> Tensor:
+        """The latents that can fire: of a suite that holds a few rows alone, these."""
+        return (self.enc_rows.any(dim=1) | (self.bias > self.threshold)).nonzero()[:, 0]
+
+    @property
     def subset_exact(self) -> bool:
         """Whether a few of its rows alone say what they say in the whole; a pack may hold no other SAE."""
         return self.k == 0
