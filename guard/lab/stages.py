@@ -136,13 +136,15 @@ def strengths(
 ) -> list[NDArray[np.float16]]:
     """Mean strengths `[N, d_sae]` of every SAE over the texts: computed once, kept with the SAE, mapped, not loaded.
 
-    Of the latents `only` of a mask `[K]` over the suite, where there is one: the others are 0, and cost nothing.
+    Where there is a mask `only [K]` over the suite, of its latents alone.
     The SAEs of a hook point are pooled together, and kept before those of the next: a killed run loses one hook point.
     Progress counts the shards that an SAE has encoded.
     """
     harvest = shards.described(texts).model_dump_json()  # its dtype and context too, beside the texts' digest
     digest = hashlib.sha256(harvest.encode() + (b"" if only is None else only.tobytes())).hexdigest()[:12]
-    masks = {} if only is None else dict(zip((sae.name for sae in suite), _by_sae(suite, only), strict=True))
+    everything = np.ones(sum(sae.width for sae in suite), dtype=bool)
+    wanted = _by_sae(suite, everything if only is None else only)
+    rows = {sae.name: np.flatnonzero(mine) for sae, mine in zip(suite, wanted, strict=True)}
     files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
     absent: dict[str, list[FullSae]] = {}
     for sae in suite:
@@ -160,15 +162,20 @@ def strengths(
     for there in absent.values():
         scales = []
         for sae in there:
-            scales.append(statistics(sae, saes, activations).scale)
+            scales.append(statistics(sae, saes, activations).scale[rows[sae.name]])
             encoded(STATISTICS_SHARDS if sae.name in unknown else 0)
         scratch = [files[sae.name].with_suffix(".tmp") for sae in there]
         arrays = [
-            np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(text_count(texts), sae.width))
+            np.lib.format.open_memmap(file, mode="w+", dtype=np.float16, shape=(text_count(texts), len(rows[sae.name])))
             for file, sae in zip(scratch, there, strict=True)
         ]
-        asked = [sae.only(torch.from_numpy(masks[sae.name])) if masks else sae for sae in there]
-        pool(asked, scales, texts, arrays, partial(encoded, len(there)))
+        pool(
+            [sae.rows(torch.from_numpy(rows[sae.name])) for sae in there],
+            scales,
+            texts,
+            arrays,
+            partial(encoded, len(there)),
+        )
         for sae, file, array in zip(there, scratch, arrays, strict=True):
             array.flush()
             file.replace(files[sae.name])
@@ -183,13 +190,10 @@ def pooled_texts(
     progress: Progress = lambda _done, _all: None,
     only: NDArray[np.bool_] | None = None,
 ) -> PooledTexts:
-    """The texts as heads over these SAEs see them; over the latents `only`, where a mask `[K]` names them."""
+    """The texts as heads over these SAEs see them; of the latents `only`, where a mask `[K]` names them, no others."""
     tokens, mean = text_means(texts, list(dict.fromkeys(sae.hook_point for sae in suite)))
-    return PooledTexts(
-        tokens,
-        np.concatenate(list(mean.values()), axis=1),
-        np.concatenate(strengths(suite, saes, texts, activations, progress, only), axis=1),
-    )
+    strength = strengths(suite, saes, texts, activations, progress, only)
+    return PooledTexts(tokens, np.concatenate(list(mean.values()), axis=1), np.concatenate(strength, axis=1))
 
 
 def text_means(texts: Path, hook_points: Sequence[str]) -> tuple[Ints, dict[str, Floats]]:

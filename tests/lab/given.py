@@ -97,6 +97,7 @@ def design_of(rows, strength=None, mean=None, *, allowed=None, passages=None, **
     count = len(rows)
     strength = np.zeros((count, 1)) if strength is None else strength
     mean = np.zeros((count, 1)) if mean is None else mean
+    strength = strength if allowed is None else strength[:, allowed]
     pooled = PooledTexts(np.ones(count, dtype=np.int64), mean.astype(np.float32), strength.astype(np.float16))
     return Design(rows, pooled, FitConfig(**(SMALL_FIT | config)), allowed, passages)
 

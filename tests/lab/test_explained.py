@@ -82,7 +82,7 @@ def test_heads_keep_to_explained_latents(tmp_path):
         for i in range(80)
     ]
     strength = np.random.default_rng(0).random((80, sae.width)).astype(np.float16)
-    pooled = PooledTexts(np.ones(80, dtype=np.int64), np.zeros((80, 1), dtype=np.float32), strength)
+    pooled = PooledTexts(np.ones(80, dtype=np.int64), np.zeros((80, 1), dtype=np.float32), strength[:, allowed])
     for choice in ("terror=10,0,1.0", "terror=0,10,1.0"):
         config = FitConfig(latents_per_head=0, latents_by_weight=0, latents_by_contrast=0, per_domain=(choice,))
         design = Design(rows, pooled, config, allowed)

@@ -91,10 +91,9 @@ def test_a_heads_passages_are_read_as_its_wholes_are(texts):
     scales = [np.full(sae.width, 2.0, dtype=np.float32) for sae in suite]
     rows = [np.array([1, 4, 7]), np.array([0, 2, 3, 20])]
     found = pool_passages(suite, scales, rows, texts, SIZE)
-    strength = np.zeros((len(found.text), 2 * suite[0].width), dtype=np.float32)
-    allowed = np.zeros(strength.shape[1], dtype=bool)
+    allowed = np.zeros(2 * suite[0].width, dtype=bool)
     allowed[[1, 4, 7, 24, 26, 27, 44]] = True
-    strength[:, allowed] = found.strength
+    strength = found.strength.copy()
     row = {"text": "", "lang": "en", "source": "a", "label_domains": (), "scope": (), "kind": "benign"}
     made_up = [Row(id=str(i), **row) for i in range(len(found.text))]
     itself = replace(found, text=np.arange(len(found.text)), strength=found.strength.copy())

@@ -45,20 +45,21 @@ def latent_lines(
     top_tokens, examples = shown(suite, rows, stats.scale, bare, texts, tokenizer)
     owner = np.searchsorted(np.cumsum([0, *(sae.width for sae in suite)]), rows, side="right") - 1
     starts = np.cumsum([0, *(sae.width for sae in suite)])
+    allowed = design.places(rows)
     lines = []
-    for place, (row, number) in enumerate(zip(rows, owner, strict=True)):
+    for place, (row, number, at) in enumerate(zip(rows, owner, allowed, strict=True)):
         said = explained.get(int(row))
         lines.append(
             LatentLine(
                 hook_point=suite[number].hook_point,
                 latent=int(row - starts[number]),
-                domains=said.domains if said else _domains(int(row), by_domain, favoured),
+                domains=said.domains if said else _domains(by_domain, int(at), favoured.get(int(row))),
                 subdomains=said.subdomains
                 if said
-                else tuple(name for name, scores in by_subdomain.items() if scores[row] >= SUBDOMAIN_CONTRAST),
+                else tuple(name for name, scores in by_subdomain.items() if scores[at] >= SUBDOMAIN_CONTRAST),
                 explanation=said.explanation if said else "",
                 surface_form=bool(said and said.surface_form),
-                scores={f"contrast.{d}": round(float(scores[row]), 4) for d, scores in by_domain.items()}
+                scores={f"contrast.{d}": round(float(scores[at]), 4) for d, scores in by_domain.items()}
                 | (said.scores if said else {}),
                 firing_rate=round(float(stats.firing_rate[row]), 6),
                 quantiles={name: round(float(values[row]), 4) for name, values in stats.quantiles.items()},
@@ -80,10 +81,10 @@ def _favoured_domain(rows: NDArray[np.int64], heads: Sequence[CalibratedHead]) -
     }
 
 
-def _domains(row: int, by_domain: dict[str, NDArray[np.float32]], favoured: dict[int, str]) -> tuple[str, ...]:
+def _domains(by_domain: dict[str, NDArray[np.float32]], at: int, favoured: str | None) -> tuple[str, ...]:
     """The domains whose concept it tells from its absence; where there is none, the one that its weight favours."""
-    told = tuple(domain for domain, scores in by_domain.items() if scores[row] >= DOMAIN_CONTRAST)
-    return told or ((favoured[row],) if row in favoured else ())
+    told = tuple(domain for domain, scores in by_domain.items() if scores[at] >= DOMAIN_CONTRAST)
+    return told or ((favoured,) if favoured else ())
 
 
 def _subdomain_scores(design: Design, pairs: Sequence[Pair]) -> dict[str, NDArray[np.float32]]:

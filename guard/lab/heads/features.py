@@ -45,7 +45,7 @@ class LatentStats:
 class PooledTexts:
     tokens: Ints  # [N]
     mean: Floats  # [N, hook points * d_model] of RMS-normalised activations, as probes read them
-    strength: NDArray[np.float16]  # [N, K] mean over the tokens (see guard.scoring.pooling.Gate); 0 where none fired
+    strength: NDArray[np.float16]  # [N, A] mean over the tokens (see guard.scoring.pooling.Gate); 0 where none fired
 
     @staticmethod
     def joined(parts: Sequence["PooledTexts"]) -> "PooledTexts":

@@ -110,14 +110,14 @@ class Linear:
     bias: float
 
     def logits(self, design: "Design", rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        pooled = design.latents[np.ix_(rows, self.latents)]
+        pooled = design.latents[np.ix_(rows, design.places(self.latents))]
         return np.asarray(pooled @ self.latent_weights + design.dense[rows] @ self.dense_weights + self.bias)
 
     def passage_logits(self, design: "Design", rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """`[M]`: of the passages of these rows; NaN for the others."""
         result = np.full(len(design.passage_text), np.nan)
         which = np.flatnonzero(np.isin(design.passage_text, rows))
-        pooled = design.passage_latents[np.ix_(which, np.searchsorted(design.allowed, self.latents))]
+        pooled = design.passage_latents[np.ix_(which, design.places(self.latents))]
         result[which] = pooled @ self.latent_weights + design.passage_dense[which] @ self.dense_weights + self.bias
         return result
 
@@ -133,16 +133,17 @@ class Design:
         allowed: Bools | None = None,
         passages: Passages | None = None,
     ) -> None:
-        """`allowed [K]`: the latents that a head may keep; None allows all. `passages` hold those that are allowed."""
+        """`allowed [K]`: the latents that a head may keep; None allows all.
+
+        `pooled` and `passages` hold the A latents that are allowed, and no others.
+        """
         self.rows = list(rows)
         self.config = config
-        self.latents: Floats = pooled.strength.astype(np.float32)  # [N, K], gigabytes: changed where it lies
+        self.latents: Floats = pooled.strength.astype(np.float32)  # [N, A], gigabytes: changed where it lies
         weight = self._pooled(self.latents, pooled.tokens)
-        self.fires = pooled.strength > 0  # [N, K]
-        self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [K]
-        self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [K]
-        if allowed is not None:
-            self.alive &= allowed
+        self.fires = pooled.strength > 0  # [N, A]
+        self.spread = np.maximum(self.latents.std(axis=0), 1e-6)  # [A]
+        self.alive = self.fires.sum(axis=0) >= _LEAST_TEXTS  # [A]
         self.source = np.array([row.source for row in self.rows])
         self.group = np.array([row.group for row in self.rows])
         self.weak = np.array([row.weak for row in self.rows])
@@ -157,7 +158,8 @@ class Design:
         self.centre: Floats = pooled.mean[self.fitted_on].mean(axis=0)  # [D]
         self.dense: Floats = (pooled.mean - self.centre) * weight  # [N, D]
         self.targets = {head: self._targets(*head) for head in HEADS}
-        self.allowed = np.arange(len(self.alive)) if allowed is None else np.flatnonzero(allowed)  # [A]
+        # [A] by their numbers through the suite
+        self.allowed = np.arange(len(self.alive)) if allowed is None else np.flatnonzero(allowed)
         self.passage_text = np.zeros(0, dtype=np.int64)  # [M] the row that each is of
         self.passage_latents = np.zeros((0, len(self.allowed)), dtype=np.float32)  # [M, A]
         self.passage_dense = np.zeros((0, self.dense.shape[1]), dtype=np.float32)  # [M, D]
@@ -173,6 +175,10 @@ class Design:
         strength *= count / length ** np.float32(self.config.exponent)
         np.power(strength, np.float32(self.config.power), out=strength)
         return count / length
+
+    def places(self, latents: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Where latents, by their numbers through the suite, stand among those that are allowed."""
+        return np.searchsorted(self.allowed, latents)
 
     def severest(self, whole: NDArray[np.float64], passages: NDArray[np.float64]) -> NDArray[np.float64]:
         """`[N]` logits of texts and `[M]` of passages -> the most that each text has, `[N]` (guard.scoring.phase).
@@ -227,7 +233,7 @@ class Design:
 
 
 def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
-    """`p_f` less `p_f` reversed of every latent by domain, over the project's own pairs; none where they are held out.
+    """`p_f` less `p_f` reversed `[A]` by domain, over the project's own pairs; none where they are held out.
 
     See guard.lab.search.contrast. Raises InvalidInput where some of the pairs are missing.
     """
@@ -242,7 +248,7 @@ def contrast_scores(design: Design, used: Bools) -> dict[str, Floats]:
 
 
 def separations(design: Design, used: Bools) -> dict[Head, Floats]:
-    """By head: how many standard deviations apart positives and negatives lie, for each latent, `[K]`."""
+    """By head: how many standard deviations apart positives and negatives lie, for each latent, `[A]`."""
     sides = []
     for head in HEADS:
         y = design.targets[head]
@@ -250,7 +256,7 @@ def separations(design: Design, used: Bools) -> dict[Head, Floats]:
         for value in (1, 0):
             side = np.where(y == value, weights, 0.0)
             sides.append(side / max(side.sum(), 1e-12))
-    means = np.stack(sides).astype(np.float32) @ design.latents  # [2 * heads, K]; one pass over the big matrix
+    means = np.stack(sides).astype(np.float32) @ design.latents  # [2 * heads, A]; one pass over the big matrix
     return {
         head: np.where(design.alive, (means[2 * i] - means[2 * i + 1]) / design.spread, 0.0).astype(np.float32)
         for i, head in enumerate(HEADS)
@@ -258,7 +264,7 @@ def separations(design: Design, used: Bools) -> dict[Head, Floats]:
 
 
 def purities(design: Design, used: Bools) -> dict[str, Floats]:
-    """By domain: of the texts in which a latent fires, the share that is about the domain, at least, `[K]`.
+    """By domain: of the texts in which a latent fires, the share that is about the domain, at least, `[A]`.
 
     Both classes count alike in sum, so that .5 is chance; the lower end of Wilson's interval, so that a latent which
     fires seldom has to be purer.
@@ -303,7 +309,7 @@ def choose_latents(design: Design, used: Bools) -> dict[str, NDArray[np.int64]]:
             chosen.update(order[: wanted.by_separation].tolist())
             if wanted.by_weight:
                 chosen.update(_weightiest(design, head, used, order[:_SCOUTED], wanted).tolist())
-        result[domain] = np.array(sorted(chosen), dtype=np.int64)
+        result[domain] = design.allowed[sorted(chosen)]
     return result
 
 
@@ -325,7 +331,7 @@ def fit_head(design: Design, head: Head, used: Bools, chosen: NDArray[np.int64],
     weights = design.weights(head, used)[rows]
     config = design.config
     latents = column == "latents"
-    x = design.latents[np.ix_(rows, chosen)] if latents else design.dense[rows]
+    x = design.latents[np.ix_(rows, design.places(chosen))] if latents else design.dense[rows]
     c = config.of_domain(head[0]).c if latents else config.dense_c
     w, bias = _logistic(x, y[rows], weights, c, config.iterations)
     none, no_dense = np.zeros(0, dtype=np.int64), np.zeros(design.dense.shape[1])

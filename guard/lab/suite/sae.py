@@ -59,11 +59,6 @@ class FullSae:
         names = ("enc_rows", "bias", "threshold", "dec_rows")
         return replace(self, **{name: getattr(self, name)[chosen] for name in names})
 
-    def only(self, kept: Tensor) -> "FullSae":
-        """In its full width, and silent but for the latents of the mask `kept [d_sae]`."""
-        enc_rows = self.enc_rows * kept[:, None]
-        return replace(self, enc_rows=enc_rows, bias=self.bias * kept, threshold=self.threshold.where(kept, 1.0))
-
     def to(self, device: torch.device) -> "FullSae":
         names = ("enc_rows", "bias", "threshold", "dec_rows", "dec_bias")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
