@@ -89,7 +89,7 @@ def test_saes_hold_most_of_what_they_have_not_seen_in_as_many_latents_as_they_we
 def test_a_report_stands_beside_the_saes(trained):
     out, reports = trained
     assert [(r.name, r.tokens_trained) for r in reports] == [(name, SMALL.tokens) for name in NAMES]
-    assert json.loads((out / "report.json").read_text()) == [r.model_dump() for r in reports]
+    assert json.loads((out / "report.json").read_text()) == [r.model_dump(mode="json") for r in reports]
     assert read_config(str(out / "suite.toml")) == SMALL
     assert sorted(f.name for f in out.iterdir()) == sorted([*NAMES, "losses.jsonl", "report.json", "suite.toml"])
 
