@@ -40,8 +40,10 @@ _NARROW_EPILOG = """\b
 Examples:
   guard lab fit --saes runs/saes --activations runs/activations --texts runs/texts --only-choose --out runs/pool
   guard lab narrow --saes runs/saes --latents runs/pool/latents.jsonl --out runs/kept
+  guard lab narrow --saes runs/saes --explained runs/explained --scores runs/segment --in-domains --out runs/kept
 
-Give the folder to fit, evaluate and build as --saes. Decoders are left out: explain before, or with the whole suite."""
+With --explained, those whose explanation scores --least-score are kept, and what was said of them comes along. Give the
+folder to fit, evaluate, build and join as --saes. Decoders are left out: explain before, or with the whole suite."""
 
 _JOIN_EPILOG = """\b
 Examples:
@@ -100,18 +102,38 @@ def reopen(
 
 def narrow(
     saes: Saes,
-    latents: Annotated[Path, typer.Option(metavar="PATH", help="What `lab fit` or `lab candidates` wrote.")],
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where their rows go.")],
+    latents: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="These alone; what `lab fit` or `lab candidates` wrote.")
+    ] = None,
+    explained: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="What `guard lab explain` wrote: those whose explanation held."),
+    ] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FOLDER", help="What `guard lab simulate` and `judge` wrote. May be repeated."),
+    ] = None,
+    least_score: Annotated[float, typer.Option(min=-1.0, max=1.0, help="Of an explanation that held.")] = 0.2,
+    in_domains: Annotated[bool, typer.Option("--in-domains", help="Of them those that belong to a domain.")] = False,
 ) -> None:
     """Keep a suite's rows of some latents alone: a few MB, which do for heads and packs."""
     from guard.lab.explain.explain import read_lines
+    from guard.lab.suite.narrow import carry, held
     from guard.lab.suite.narrow import narrow as stage
 
-    wanted: dict[str, list[int]] = {}
-    for line in read_lines(latents, saes):
-        wanted.setdefault(line.sae, []).append(line.latent)
-    stage(saes, wanted, out)
-    typer.echo(f"{out}: {sum(map(len, wanted.values())):,} latents of {len(wanted)} SAEs")
+    runs = scores or []
+    if latents is None and explained is None:
+        raise UsageError("found neither --latents nor --explained, expected one at least")
+    if (explained is None) == bool(runs) or (in_domains and explained is None):
+        raise UsageError("--explained and --scores go together, and --in-domains with them")
+    named = None if latents is None else {(line.sae, line.latent) for line in read_lines(latents, saes)}
+    sure = None if explained is None else held(explained, runs, least_score, in_domains=in_domains)
+    kept = set.intersection(*(latents for latents in (named, sure) if latents is not None))
+    stage(saes, kept, out)
+    if explained is not None:
+        carry(explained, runs, kept, out)
+    typer.echo(f"{out}: {len(kept):,} latents of {len({sae for sae, _ in kept})} SAEs")
 
 
 def join(

@@ -9,7 +9,7 @@ import torch
 
 from guard.cli.main import main
 from guard.lab import labelled, shards, stages
-from guard.lab.explain.records import write
+from guard.lab.explain.records import Explanation, read, write
 from guard.lab.explain.scores import LatentScores
 from guard.lab.heads.fit import HEADS
 from guard.lab.suite.config import Grid, SuiteConfig, read_config
@@ -137,6 +137,48 @@ def test_a_narrowed_suite_says_what_its_latents_said(runs, tmp_path, capsys, mon
     for found, before in zip(stages.strengths(narrowed, tmp_path / "kept", runs / "texts"), wanted, strict=True):
         np.testing.assert_allclose(found[:, kept], before, atol=1e-3)
         assert found.any()
+
+
+def test_a_suite_is_narrowed_to_what_was_explained(runs, tmp_path, capsys, monkeypatch):
+    saes = shutil.copytree(runs / "saes", tmp_path / "saes")
+    suite = load_suite(saes)
+    stages.strengths(suite, saes, runs / "texts", runs / "activations")  # statistics come with them
+    told = {0: ((), 0.9), 1: (("terror",), 0.9), 2: (("terror",), 0.1), 3: (("politics",), 0.2)}
+    name = suite[0].name
+    said = [
+        explained.explanation(f"{POINTS[0]}/{n}", f"latent {n}", sae=name).model_copy(update={"domains": domains})
+        for n, (domains, _) in told.items()
+    ]
+    scores = [
+        LatentScores(latent=f"{POINTS[0]}/{n}", sae=name, scores={"simulation_segment": score}, items=9, firing=3)
+        for n, (_, score) in told.items()
+    ]
+    kept, tested = tmp_path / "kept", tmp_path / "tested"
+    (tmp_path / "explained").mkdir()
+    tested.mkdir()
+    explained.written(tmp_path / "explained", [], said)
+    write(tested / "scores.jsonl", scores)
+
+    narrow = ("lab", "narrow", "--saes", saes, "--out", kept)
+    status, _, err = guard(capsys, monkeypatch, *narrow)
+    assert (status, "found neither --latents nor --explained" in err) == (2, True), err
+    status, _, err = guard(capsys, monkeypatch, *narrow, "--explained", tmp_path / "explained")
+    assert (status, "--explained and --scores go together" in err) == (2, True), err
+    given = (*narrow, "--explained", tmp_path / "explained", "--scores", tested, "--in-domains")
+    status, shown, err = guard(capsys, monkeypatch, *given)
+    assert (status, "2 latents of 1 SAEs" in shown) == (0, True), err
+    assert [sae.speaking.tolist() for sae in load_suite(kept)] == [[1, 3]]
+    for name, schema in (("explanations.jsonl", Explanation), ("scores.jsonl", LatentScores)):
+        assert [line.number for line in read(kept / name, schema)] == [1, 3]
+    # What was said came along, so that the folder is one that others join.
+    status, shown, err = guard(capsys, monkeypatch, "lab", "join", "--saes", kept, "--out", tmp_path / "joined")
+    assert (status, "2 latents" in shown) == (0, True), err
+
+    lines = [{"hook_point": POINTS[0], "latent": n, "sae": suite[0].name, "domains": []} for n in (2, 3)]
+    (tmp_path / "some.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    status, shown, err = guard(capsys, monkeypatch, *given, "--latents", tmp_path / "some.jsonl")
+    assert (status, "1 latents of 1 SAEs" in shown) == (0, True), err
+    assert [sae.speaking.tolist() for sae in load_suite(kept)] == [[3]]
 
 
 def test_the_picked_configuration_is_trained_on(runs, tmp_path, capsys, monkeypatch):

@@ -19,7 +19,7 @@ from guard.lab.explain import prompts
 from guard.lab.explain.annotator import Annotator
 from guard.lab.explain.evidence import VERSION, Wanted, gather
 from guard.lab.explain.pieces import read_pieces
-from guard.lab.explain.records import Answer, Evidence, Explanation, read, write
+from guard.lab.explain.records import EXPLANATIONS, Answer, Evidence, Explanation, read, write
 from guard.lab.stages import read_rows, statistics
 from guard.lab.suite.measure import read_reports
 from guard.lab.suite.sae import load_suite
@@ -129,7 +129,7 @@ def explain(
     firing = {f"explain/{e.latent}": e for e in evidence if any(window.peak for window in e.windows)}
     answers = annotator.answer([prompts.task(e) for e in firing.values()], prompts.check, progress)
     found = [_explanation(firing[answer.id], answer) for answer in answers]
-    write(out / "explanations.jsonl", found)
+    write(out / EXPLANATIONS, found)
     return Explained(
         latents=len(evidence),
         silent=len(evidence) - len(firing),

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from guard.errors import InvalidInput
-from guard.lab.explain.records import Explanation, read
+from guard.lab.explain.records import EXPLANATIONS, Explanation, read
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.heads.explained import Explained
 from guard.pack.manifest import EXPLANATION_SCORE
@@ -22,7 +22,7 @@ def gather(explained: Path, runs: Sequence[Path], least: float) -> tuple[list[Ex
         lines.setdefault((line.sae, line.latent), []).append(line)
     if not any(EXPLANATION_SCORE in line.scores for tested in lines.values() for line in tested):
         raise InvalidInput(f"{', '.join(map(str, runs))}: found no {EXPLANATION_SCORE} of any latent")
-    explanations = read(explained / "explanations.jsonl", Explanation)
+    explanations = read(explained / EXPLANATIONS, Explanation)
     found = [_explained(e, lines.get((e.sae, e.latent), [])) for e in explanations]
     held = [one for one in found if one.scores.get(EXPLANATION_SCORE, -1.0) >= least]
     if not held:
@@ -33,7 +33,7 @@ def gather(explained: Path, runs: Sequence[Path], least: float) -> tuple[list[Ex
 def _explained(said: Explanation, tested: Sequence[LatentScores]) -> Explained:
     return Explained(
         sae=said.sae,
-        latent=int(said.latent.rpartition("/")[2]),
+        latent=said.number,
         explanation=said.explanation,
         domains=said.domains,
         subdomains=said.subdomains,

@@ -12,6 +12,8 @@ Kind = Literal["top", "middle", "near_miss", "silent"]
 Part = Literal["show", "test"]
 T = TypeVar("T", bound=BaseModel)
 
+EXPLANATIONS = "explanations.jsonl"
+
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,9 +76,19 @@ class Answer(_Strict):
     tokens_received: int = Field(0, ge=0)
 
 
-class Explanation(_Strict):
-    latent: str
+class OfLatent(_Strict):
+    """A line about one latent."""
+
+    latent: str  # "model.layers.14/123"
     sae: str
+
+    @property
+    def number(self) -> int:
+        """Of the latent in its SAE."""
+        return int(self.latent.rpartition("/")[2])
+
+
+class Explanation(OfLatent):
     explanation: str
     domains: tuple[str, ...]
     subdomains: tuple[str, ...]

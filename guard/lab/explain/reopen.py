@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from guard.errors import InvalidInput
-from guard.lab.explain.records import Explanation, write
+from guard.lab.explain.records import EXPLANATIONS, Explanation, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.config import SuiteConfig, write_config
 from guard.lab.suite.measure import SaeReport, write_reports
@@ -51,7 +51,7 @@ def reopen(pack: Path, out: Path) -> int:
         _write_statistics(folder, point, lines, named[point.name].width)
     said = opened.manifest.explanations
     told = [line for line in opened.latents if said and line.explanation]
-    write(out / "explanations.jsonl", [
+    write(out / EXPLANATIONS, [
         Explanation(
             latent=f"{line.hook_point}/{line.latent}",
             sae=named[line.hook_point].name,

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from scipy.stats import rankdata
 
 from guard.errors import InvalidInput
-from guard.lab.explain.records import read
+from guard.lab.explain.records import OfLatent, read
 
 SCORES, SUMMARY = "scores.jsonl", "summary.json"
 _BOOTSTRAPS = 2000
@@ -21,11 +21,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class LatentScores(_Strict):
+class LatentScores(OfLatent):
     """A line of `scores.jsonl`."""
 
-    latent: str
-    sae: str
     scores: dict[str, float]  # such as {"simulation_segment": 0.41}, as a pack names them
     items: int  # tokens, segments or windows that they were judged on,
     firing: int  # and in how many of them the latent fires

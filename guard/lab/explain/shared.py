@@ -109,7 +109,7 @@ class _Readers:
         self._width = len(batch)
         self._parts = []
         for name, mine in columns.items():
-            latents = np.array([int(batch[column].explanation.latent.rpartition("/")[2]) for column in mine])
+            latents = np.array([batch[column].explanation.number for column in mine])
             self._parts.append((mine, Reading(suite[name], latents), scale[name][latents]))
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from guard.errors import InvalidInput
 from guard.lab.explain.annotator import Annotator
-from guard.lab.explain.records import Answer, Evidence, Explanation, Task, Window, read
+from guard.lab.explain.records import EXPLANATIONS, Answer, Evidence, Explanation, Task, Window, read
 from guard.lab.explain.segments import Span, cut, peaks
 from guard.lab.explain.simulate_prompts import DETECT, SEGMENT, SYSTEM, TOKEN, fired, listed, spelt, strengths
 
@@ -114,7 +114,7 @@ def read_subjects(folder: Path) -> tuple[list[Subject], int]:
     These have no test window that fires, or none that is silent. Raises InvalidInput for a latent that is explained
     twice or has no evidence.
     """
-    explanations, evidence = folder / "explanations.jsonl", folder / "evidence.jsonl"
+    explanations, evidence = folder / EXPLANATIONS, folder / "evidence.jsonl"
     explained: dict[tuple[str, str], Explanation] = {}
     for line in read(explanations, Explanation):
         if (line.sae, line.latent) in explained:

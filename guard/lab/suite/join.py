@@ -13,12 +13,10 @@ import numpy as np
 import torch
 
 from guard.errors import InvalidInput
-from guard.lab.explain.records import Explanation, read, write
+from guard.lab.explain.records import EXPLANATIONS, Explanation, read, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.measure import SaeReport, read_reports, write_reports
 from guard.lab.suite.sae import FullSae, load_suite, save_rows
-
-_SAID = "explanations.jsonl"
 
 
 def join(folders: Sequence[Path], out: Path) -> int:
@@ -45,8 +43,8 @@ def join(folders: Sequence[Path], out: Path) -> int:
         count += _write(out / report.name, there, starts.tolist())
         joined.append(report)
     shutil.copyfile(folders[0] / "suite.toml", out / "suite.toml")
-    if any((folder / _SAID).exists() for folder in folders):
-        write(out / _SAID, _renumbered(folders, _SAID, Explanation, moved))
+    if any((folder / EXPLANATIONS).exists() for folder in folders):
+        write(out / EXPLANATIONS, _renumbered(folders, EXPLANATIONS, Explanation, moved))
         write(out / SCORES, _renumbered(folders, SCORES, LatentScores, moved))
     write_reports(out, joined)  # last: a folder without it is none that stages read
     return count
@@ -111,6 +109,6 @@ def _renumbered(
     for folder in folders:
         for line in read(folder / name, kind) if (folder / name).exists() else []:
             report, start = moved[folder, line.sae]
-            latent = int(line.latent.rpartition("/")[2]) + start
+            latent = line.number + start
             result.append(line.model_copy(update={"sae": report.name, "latent": f"{report.hook_point}/{latent}"}))
     return result
