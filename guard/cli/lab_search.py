@@ -1,4 +1,4 @@
-"""`guard lab contrast | compare | candidates`: what a suite's SAEs and latents hold, before anything is explained."""
+"""`guard lab contrast | compare | candidates | words`: what a suite's SAEs and latents hold, before anything is explained."""
 
 from pathlib import Path
 from typing import Annotated
@@ -41,6 +41,15 @@ Examples:
 Found: latents, at the false-discovery rate among those of a domain and a depth, over all of its SAEs. `confirmed`: what
 half of the pairs, or of the groups of sources, chose and the other half bears out (same sign, p <= 0.05)."""
 
+_WORDS_EPILOG = """\b
+Examples:
+  guard lab words --saes runs/saes --texts runs/texts --out runs/words.jsonl
+  guard lab words --saes runs/saes --texts runs/texts --besides runs/pool/latents.jsonl --out runs/words.jsonl
+
+A token is telling of a domain where the project's own sentences that hold it are about the domain (75% at least, both
+classes counted alike). Latents are ranked by the share of their activation that falls on telling tokens. Give the file
+to `guard lab explain` as --latents."""
+
 Saes = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab train` wrote.")]
 Texts = Annotated[Path, typer.Option(metavar="FOLDER", help="What `guard lab harvest --labelled` wrote.")]
 Activations = Annotated[
@@ -53,6 +62,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=_CONTRAST_EPILOG)(contrast)
     app.command(epilog=_COMPARE_EPILOG)(compare)
     app.command(epilog=_CANDIDATES_EPILOG)(candidates)
+    app.command(epilog=_WORDS_EPILOG)(words)
 
 
 def contrast(
@@ -159,3 +169,25 @@ def candidates(
     if not summary.tokens_known:
         typer.echo("surface forms by token: not known, the shards of the texts hold no token ids")
     typer.echo(f"{out}: {sum(1 for _ in out.open(encoding='utf-8')):,} candidates of {len(summary.saes)} SAEs")
+
+
+def words(
+    saes: Saes,
+    texts: Texts,
+    out: Annotated[Path, typer.Option(metavar="FILE", help="Where the latents go, as JSON lines.")],
+    per_domain: Annotated[int, typer.Option(metavar="N", min=1, help="Latents of each domain.")] = 300,
+    besides: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="But for the latents that this file of `lab fit` names.")
+    ] = None,
+) -> None:
+    """Find the latents that answer to a domain's own words, whatever the text around them is about."""
+    from guard.cli.progress import Progress
+    from guard.lab.explain.explain import read_lines
+    from guard.lab.search import stages
+
+    known = {(line.sae, line.latent) for line in read_lines(besides, saes)} if besides else set()
+    with Progress("words", "shards") as progress:
+        count = stages.words(
+            saes=saes, texts=texts, out=out, per_domain=per_domain, besides=known, progress=progress.update
+        )
+    typer.echo(f"{out}: {count:,} latents")

@@ -28,6 +28,7 @@ COMMANDS = [
     ["lab", "harvest"],
     ["lab", "train"],
     ["lab", "narrow"],
+    ["lab", "words"],
     ["lab", "join"],
     ["lab", "contrast"],
     ["lab", "compare"],

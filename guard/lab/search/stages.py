@@ -1,7 +1,7 @@
 """The search's stages as commands run them: contrast -> predict, and candidates; each reads and writes files."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from guard.lab.search.draw import draw_curve, draw_prediction
 from guard.lab.search.resume import KeptDetections
 from guard.lab.search.significance import Control
 from guard.lab.search.surface import bound_to_language, token_use
+from guard.lab.search.words import shares as word_shares
+from guard.lab.search.words import telling_tokens
 from guard.lab.stages import Progress, read_rows, statistics, strengths
 from guard.lab.suite.config import Grid, SuiteConfig, read_config, write_config
 from guard.lab.suite.measure import read_reports
@@ -177,6 +179,41 @@ def candidates(
     out.write_text("".join(candidate.model_dump_json() + "\n" for candidate in result), encoding="utf-8")
     out.with_suffix(".summary.json").write_text(summary.model_dump_json(indent=1))
     return summary
+
+
+def words(
+    *,
+    saes: Path,
+    texts: Path,
+    out: Path,
+    per_domain: int,
+    besides: Collection[tuple[str, int]] = (),
+    progress: Progress = lambda _done, _all: None,
+) -> int:
+    """The `per_domain` latents that rank first by a domain's words, but for those (SAE, latent) in `besides`.
+
+    Writes `out`, JSON lines as `guard lab fit` writes them, and returns how many. Raises InvalidInput as
+    `guard.lab.search.words` does.
+    """
+    suite = load_suite(saes)
+    found = word_shares(suite, texts, telling_tokens(read_rows(texts), texts), progress)
+    share = np.concatenate(found)  # [latents, domains]
+    place = np.argsort(np.argsort(-share, axis=0, kind="stable"), axis=0)
+    wanted = np.split((place < per_domain) & (share > 0), np.cumsum([sae.width for sae in suite])[:-1])
+    lines = [
+        {
+            "hook_point": sae.hook_point,
+            "latent": latent,
+            "sae": sae.name,
+            "domains": np.array(labelled.DOMAINS)[mine[latent]].tolist(),
+        }
+        for sae, mine in zip(suite, wanted, strict=True)
+        for latent in np.flatnonzero(mine.any(axis=1)).tolist()
+        if (sae.name, latent) not in besides
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return len(lines)
 
 
 def _write(file: Path, lines: Sequence[BaseModel]) -> None:
