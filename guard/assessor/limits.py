@@ -31,11 +31,8 @@ def check_input(given: CheckInput, limits: LimitsConfig) -> int:
     texts = [given.prompt] if isinstance(given.prompt, str) else [m.content for m in given.prompt or ()]
     if given.prompt is None and given.completion is None:
         raise InvalidInput("found neither a prompt nor a completion", reason="EMPTY_TEXT")
-    if isinstance(given.prompt, tuple) and len(given.prompt) > limits.messages:
-        raise InvalidInput(
-            f"chat: found {len(given.prompt)} messages, the limit is {limits.messages} (limits.messages)",
-            reason="TOO_MANY_MESSAGES",
-        )
+    if isinstance(given.prompt, tuple):
+        check_count(len(given.prompt), limits)
     completion = [] if given.completion is None else [given.completion]
     for text in (*texts, *completion):
         check_text(text)
@@ -43,6 +40,15 @@ def check_input(given: CheckInput, limits: LimitsConfig) -> int:
     _check_blank("prompt", texts, required=given.prompt is not None)
     _check_blank("completion", completion, required=given.completion is not None)
     return size
+
+
+def check_count(messages: int, limits: LimitsConfig) -> None:
+    """Raises InvalidInput for a chat of more messages than are read."""
+    if messages > limits.messages:
+        raise InvalidInput(
+            f"chat: found {messages} messages, the limit is {limits.messages} (limits.messages)",
+            reason="TOO_MANY_MESSAGES",
+        )
 
 
 def check_size(texts: Sequence[str], limits: LimitsConfig, *, before: int = 0) -> int:

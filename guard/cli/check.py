@@ -79,7 +79,7 @@ def check(
 
     Says how risky it is in each domain, and which features and tokens say so.
     """
-    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key, timeout)
+    sidecar = options.sidecar(address, pack, config, set_, tls_ca, tls_cert, tls_key, timeout)
     given = [name for name, value in (("TEXT", text), ("--chat", chat), ("--file", file)) if value is not None]
     if len(given) > 1:
         raise UsageError(f"{' and '.join(given)} exclude each other: give one")

@@ -1,5 +1,6 @@
 """A text with each character's background by what it adds to a head."""
 
+import unicodedata
 from collections.abc import Sequence
 
 from rich.text import Text
@@ -7,6 +8,8 @@ from rich.text import Text
 from guard.cli.terminal import visible
 from guard.records import SpanContribution
 
+_JOINER = "\u200d"
+_VARIANTS = frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0x1F3FB, 0x1F400))))  # selectors, skin tones
 EXCERPT = 1200  # characters of a long text that are shown
 
 
@@ -21,7 +24,7 @@ def coloured(text: str, parts: Sequence[SpanContribution]) -> Text:
     shown = Text(visible(text[begin:end]))
     start = 0
     for i in range(1, len(amounts) + 1):
-        if i == len(amounts) or amounts[i] != amounts[start]:
+        if i == len(amounts) or (amounts[i] != amounts[start] and not _joined(text, begin + i)):
             if style := _background(amounts[start], most):
                 shown.stylize(style, start, i)
             start = i
@@ -30,6 +33,12 @@ def coloured(text: str, parts: Sequence[SpanContribution]) -> Text:
     if end < len(text):
         shown.append(f" [{len(text) - end:,} characters after]", "dim")
     return shown
+
+
+def _joined(text: str, at: int) -> bool:
+    """Whether the character there is shown as one with those before it: rich would mismeasure the halves, and crop."""
+    here, before = text[at], text[at - 1]
+    return _JOINER in (before, here) or here in _VARIANTS or unicodedata.category(here) in {"Mn", "Me", "Mc"}
 
 
 def _excerpt(text: str, parts: Sequence[SpanContribution]) -> tuple[int, int]:

@@ -56,7 +56,7 @@ def list_(
     set_: options.Set = None,
 ) -> None:
     """List the pack's features as a table."""
-    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
+    sidecar = options.sidecar(address, pack, config, set_, tls_ca, tls_cert, tls_key)
     settings = options.settings(config, set_, pack)
     from guard.cli import terminal
     from guard.pack import catalogue
@@ -93,7 +93,7 @@ def show(
     set_: options.Set = None,
 ) -> None:
     """Show one feature with examples and head weights."""
-    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
+    sidecar = options.sidecar(address, pack, config, set_, tls_ca, tls_cert, tls_key)
     wanted = parse_latent(latent)
     settings = options.settings(config, set_, pack)
     from guard.cli import terminal

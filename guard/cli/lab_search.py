@@ -1,4 +1,4 @@
-"""`guard lab contrast | compare | candidates | words`: what a suite's SAEs and latents hold, before anything is explained."""
+"""`guard lab contrast | compare | candidates | words`: what a suite holds, before anything is explained."""
 
 from pathlib import Path
 from typing import Annotated

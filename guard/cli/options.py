@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -99,23 +100,34 @@ class Sidecar:
         )
 
 
+OF_CLIENTS = ("reader.queue_size",)  # settings that say how a sidecar is asked: rows on their way at once
+
+
 def sidecar(
     address: str | None,
     pack: Path | None,
+    config: Path | None,
+    sets: Sequence[str] | None,
     tls_ca: Path | None,
     tls_certificate: Path | None,
     tls_key: Path | None,
     timeout_s: float | None = None,
 ) -> Sidecar | None:
     """The sidecar to ask, or None where a model is loaded here. Raises UsageError for options at odds."""
-    if not address:
+    if address is None:
         remote = {"--tls-ca": tls_ca, "--tls-cert": tls_certificate, "--tls-key": tls_key, "--timeout": timeout_s}
         for name, value in remote.items():
             if value is not None:
                 raise UsageError(f"{name} has no effect without --address")
         return None
+    if not address.strip():
+        raise UsageError(f"--address: found {address!r}, expected HOST:PORT or unix:/PATH")
     if pack:
         raise UsageError("--pack has no effect with --address: the sidecar has its own pack")
+    foreign = [given for given in sets or () if given.partition("=")[0].strip() not in OF_CLIENTS]
+    if config or foreign:
+        name = "--config" if config else f"--set {foreign[0]}"
+        raise UsageError(f"{name} has no effect with --address: the sidecar has its own settings")
     if (tls_certificate is None) != (tls_key is None):
         raise UsageError("--tls-cert and --tls-key go together: give both")
     return Sidecar(address, tls_ca, tls_certificate, tls_key, timeout_s)
@@ -126,7 +138,8 @@ def _assignment(given: str) -> dict[str, Any]:
     key, equals, value = given.partition("=")
     if not equals or not key.strip():
         raise UsageError(f"--set: found {given!r}, expected KEY=VALUE, such as reader.dtype=bfloat16")
-    for literal in (value, json.dumps(value)):
+    text = json.dumps(value)
+    for literal in (text,) if _means_text(key) else (value, text):
         try:
             parsed = tomllib.loads(f"{key}={literal}")
         except tomllib.TOMLDecodeError:
@@ -134,6 +147,17 @@ def _assignment(given: str) -> dict[str, Any]:
         if len(parsed) == 1 and _plain(parsed):
             return parsed
     raise UsageError(f"--set: found the key {key!r}, expected a dotted name, such as reader.dtype")
+
+
+def _means_text(key: str) -> bool:
+    """Whether the setting is a string, so that `--set policy.version=2.10` is no number."""
+    from guard.config import GuardConfig
+
+    model: Any = GuardConfig
+    for part in key.split("."):
+        field = getattr(model, "model_fields", {}).get(part.strip())
+        model = field.annotation if field is not None else None
+    return model is str
 
 
 def _plain(value: Any) -> bool:

@@ -1,7 +1,8 @@
 """`guard serve`: the sidecar."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from contextlib import suppress
+from typing import TYPE_CHECKING, Annotated, TextIO, cast
 
 import typer
 
@@ -54,8 +55,25 @@ def serve(
     from guard.cli.weights import report
     from guard.service import server
 
-    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(sys.stderr))  # stdout is what `_say` says
+    # stdout is what `_say` says.
+    structlog.configure(logger_factory=lambda *_: structlog.PrintLogger(cast(TextIO, _Unfailing(sys.stderr))))
     server.run(settings, report=report, ready=_say)
+
+
+class _Unfailing:
+    """Where the log goes. A log that nobody reads any more, or a full disk, is no reason to fail a call."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
 
 
 def _say(bound: "Addresses") -> None:

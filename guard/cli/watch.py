@@ -49,7 +49,7 @@ def watch(
 
     Prints the running scores after each chunk.
     """
-    sidecar = options.sidecar(address, pack, tls_ca, tls_cert, tls_key)
+    sidecar = options.sidecar(address, pack, config, set_, tls_ca, tls_cert, tls_key)
     settings = options.settings(config, set_, pack)
     wanted = options.check_options(domain, attributions, tokens=False)
     from guard.cli import backend

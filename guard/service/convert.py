@@ -39,6 +39,7 @@ from guard.service.pb.guard.v1 import guard_pb2 as pb
 
 _Named = TypeVar("_Named", Phase, HeadKind, Action, NotAssessedReason)
 
+MAX_DOMAINS = 1000  # in one request
 _ROLES = {getattr(pb, f"ROLE_{role.name}"): role for role in Role}
 _PHASES = {getattr(pb, f"PHASE_{phase.name}"): phase for phase in Phase}
 _HEADS = {getattr(pb, f"HEAD_KIND_{head.name}"): head for head in HeadKind}
@@ -96,6 +97,11 @@ def chat_to_proto(messages: tuple[Message, ...]) -> pb.Chat:
 
 
 def options_from_proto(options: pb.CheckOptions, request_id: str) -> CheckOptions:
+    """Raises InvalidInput for a list of domains that no caller means: millions of them would hold other calls."""
+    if len(options.domains) > MAX_DOMAINS:
+        raise InvalidInput(
+            f"domains: found {len(options.domains)}, expected {MAX_DOMAINS} at most", reason="INVALID_OPTION"
+        )
     given = {"max_attributions": options.max_attributions} if options.HasField("max_attributions") else {}
     return CheckOptions(
         domains=tuple(options.domains), token_detail=options.token_detail, request_id=request_id, **given

@@ -102,9 +102,9 @@ class Server:
         bound = self._listen(self._tap_grpc, "server.taps", address, None)
 
         def trouble(what: str) -> None:  # on the thread that reads the taps
+            asyncio.run_coroutine_threadsafe(self._health.one(TAPS, serving=not what), loop)
             if what:
                 _log.warning("taps are not serving", reason=what)
-            asyncio.run_coroutine_threadsafe(self._health.one(TAPS, serving=not what), loop)
 
         observed.on_trouble = trouble
         await self._health.one(TAPS, serving=True)

@@ -17,6 +17,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from guard.assessor import Assessor, Session
+from guard.assessor.limits import check_count
 from guard.assessor.session import stood_idle
 from guard.errors import GuardError, InvalidInput
 from guard.records import CheckOptions, Phase, Verdict
@@ -68,6 +69,7 @@ class GuardServicer:
 
     async def _check(self, request: pb.CheckRequest) -> pb.CheckResponse:
         options = _options(request)
+        check_count(len(request.chat.messages), self._assessor.config.limits)  # millions of them take long to convert
         # A cancelled call cancels this await, and that the future: the assessor then frees its place in the queue.
         verdict = await asyncio.wrap_future(self._assessor.submit(convert.input_from_proto(request), options))
         return pb.CheckResponse(verdict=await _verdict_message(verdict, options))
@@ -86,12 +88,13 @@ class GuardServicer:
                         continue
                     session = session or self._assessor.open_session(options)
                     started = time.perf_counter()
+                    check_count(len(request.chat.messages), self._assessor.config.limits)
                     phase, future = _feed(session, request, sequence)
                     verdict = await asyncio.wrap_future(future)
                     judged = outcome.add(verdict)
                     message = await _verdict_message(verdict, options)
+                    self._metrics.chunk(phase, time.perf_counter() - started)  # a caller who reads slowly is not Guard
                     await context.write(pb.WatchResponse(verdict=message, sequence=sequence))
-                    self._metrics.chunk(phase, time.perf_counter() - started)
                     sequence += 1
             finally:
                 if session is not None:
@@ -253,7 +256,7 @@ def _write_token(begin: int, filters: tuple[str, ...]) -> str:
 def _read_token(token: str, filters: tuple[str, ...]) -> int:
     try:
         begin, _, digest = base64.urlsafe_b64decode(token.encode()).decode().partition(":")
-        if digest == _digest(filters):
+        if digest == _digest(filters) and begin.isdigit():
             return int(begin)
     except (ValueError, binascii.Error):
         pass

@@ -150,6 +150,7 @@ def test_toml_reads_back_the_same(guard, tmp_path, sets):
 
 def test_a_value_of_a_setting_is_toml_where_it_can_be():
     assert settings(None, ["policy.version=2026-01-01"]).policy.version == "2026-01-01"
+    assert settings(None, ["policy.version=2.10"]).policy.version == "2.10"
     assert settings(None, ["reader.model=./a=b"]).reader.model == "./a=b"
     assert settings(None, ["reader.window=64", "reader.window=128"]).reader.window == 128
     assert settings(None, ["server.metrics=a:1"], None, listen=["b:2"], metrics=None).server.listen == ("b:2",)

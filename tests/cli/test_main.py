@@ -124,6 +124,15 @@ def test_no_command_shows_help_and_is_a_usage_error(guard):
             ["check", "--address", "a:1", "--pack", "p", "x"],
             "--pack has no effect with --address: the sidecar has its own",
         ),
+        (
+            ["check", "--address", "a:1", "--set", 'policy.thresholds."violence.harm"={flag=0.1}', "x"],
+            '--set policy.thresholds."violence.harm"={flag=0.1} has no effect with --address: the sidecar has its own',
+        ),
+        (
+            ["watch", "--address", "a:1", "--config", "c.toml"],
+            "--config has no effect with --address: the sidecar has its own",
+        ),
+        (["check", "--address", "", "x"], "--address: found '', expected HOST:PORT or unix:/PATH"),
         (["check", "--tls-ca", "ca.pem", "x"], "--tls-ca has no effect without --address"),
         (["check", "--timeout", "5", "x"], "--timeout has no effect without --address"),
         (["watch", "--address", "a:1", "--tls-cert", "c.pem"], "--tls-cert and --tls-key go together: give both"),

@@ -9,11 +9,14 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from guard.config import DEFAULT_PACK
 from guard.pack.loader import check_model
 from guard.reader import weights
+from guard.service.client import GuardClient
 from tests.cli.given import make_pack
 
 ROOT = Path(__file__).parents[2]
@@ -163,6 +166,23 @@ def test_serve_says_where_it_listens_answers_and_ends_in_order(guard, pack, tmp_
         taken = guard("serve", "--pack", pack, "--listen", address, "--metrics", "")
         assert taken.status == 1
         assert taken.err.splitlines()[-1] == f"guard: error: server.listen: {address}: Address already in use"
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+
+
+def test_a_log_that_nobody_reads_fails_no_call(pack, tmp_path):
+    taps = f"unix:{tmp_path}/taps.sock"
+    options = ("--listen", "127.0.0.1:0", "--metrics", "", "--taps", taps, "--set", "taps.wait_seconds=0.5")
+    with started("serve", "--pack", pack, *options, until="serving") as (process, said):
+        process.stderr.close()  # what is logged from here on meets a broken pipe
+        address = said.splitlines()[0].removeprefix("gRPC listens on ")
+        with GuardClient(address, timeout_s=20) as client:
+            for _ in range(2):  # the first line may still find room in the pipe
+                last = list(client.follow("nobody's"))[-1]
+                assert (last.finish_reason, last.verdict.action) == ("no_rows", "not_assessed")
+        with grpc.insecure_channel(address) as channel:
+            health = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service="taps"))
+        assert health.status == health_pb2.HealthCheckResponse.NOT_SERVING
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
 

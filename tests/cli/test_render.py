@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from rich.padding import Padding
 
 from guard.cli import render, watch
 from guard.cli.colouring import EXCERPT, coloured
@@ -147,6 +148,15 @@ def test_colours_say_what_adds_and_what_takes_away():
 def test_tokens_that_share_a_character_add_up():
     text = coloured("🙂x", [SpanContribution(0, 1, 1.0), SpanContribution(0, 1, 1.0), SpanContribution(1, 2, 2.0)])
     assert {(s.start, s.end) for s in text.spans} == {(0, 2)}
+
+
+@pytest.mark.parametrize(
+    "text", ["I will smash 🔪👨‍👩‍👧‍👦 your skull", "👩‍❤️‍👨 👍🏽 your skull", "e\u0301 and क्षि, words here"]
+)
+def test_joined_characters_hide_nothing_of_what_stands_behind_them(text):
+    parts = [SpanContribution(i, i + 1, (-1.0) ** i * (1 + i)) for i in range(len(text))]
+    printed = shown(Padding(coloured(text, parts), (0, 0, 0, 4), expand=False), colour=False)
+    assert printed.strip() == text
 
 
 def test_a_long_text_is_shown_around_its_strongest_token():

@@ -1,5 +1,6 @@
 """Check, ListFeatures, GetFeature and GetPack over a real connection; errors as callers of any language see them."""
 
+import base64
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -170,6 +171,21 @@ def test_an_unknown_role_is_named(stub):
     assert seen.value.details() == "message 1: found role 42, expected one of system, user, assistant"
 
 
+def test_too_many_messages_or_domains_are_refused_unread(stub, standin):
+    """Before they are converted, which takes seconds for millions: hence no word of the role that there is not."""
+    many = pb.Chat(messages=[pb.Message(role=42)] * (standin.config.limits.messages + 1))
+    with pytest.raises(grpc.RpcError) as seen:
+        stub.Check(pb.CheckRequest(chat=many))
+    assert seen.value.details() == "chat: found 1025 messages, the limit is 1024 (limits.messages)"
+    with pytest.raises(grpc.RpcError) as seen:
+        list(stub.Watch(iter([pb.WatchRequest(chat=many)])))
+    assert details(seen.value)["ErrorInfo"].reason == "TOO_MANY_MESSAGES"
+    with pytest.raises(grpc.RpcError) as seen:
+        stub.Check(pb.CheckRequest(text="x", options=pb.CheckOptions(domains=["violence"] * 1001)))
+    assert seen.value.details() == "domains: found 1001, expected 1000 at most"
+    assert standin.given == []
+
+
 def test_a_text_over_the_limit_is_answered_by_us_and_not_by_grpc():
     standin = StandIn(make_config(limits={"text_bytes": 1000}))
     with running(standin.config, standin) as server, GuardClient(server.address) as client:
@@ -227,6 +243,7 @@ def test_a_page_token_belongs_to_its_filters(stub):
         pb.ListFeaturesRequest(page_token=token, domain="violence"),
         pb.ListFeaturesRequest(page_token="%%%"),
         pb.ListFeaturesRequest(page_token="bm8="),
+        pb.ListFeaturesRequest(page_token=base64.b64encode(base64.b64decode(token).replace(b"1", b"-5", 1)).decode()),
     ):
         with pytest.raises(grpc.RpcError) as seen:
             stub.ListFeatures(request)

@@ -223,7 +223,11 @@ def _sources(design: Design, licences: dict[str, str]) -> tuple[SourceSection, .
         if not name.startswith("own_")
     ]
     corpora = [SourceSection(name=n, licence=x, use="SAEs") for n, x in sorted(licences.items()) if n in _CORPORA]
-    return (*fitted, *corpora, SourceSection(name="own sentences", licence=_OWN_LICENCE, use="heads, contrast, cases"))
+    return (
+        *fitted,
+        *corpora,
+        SourceSection(name="own sentences", licence=_OWN_LICENCE, use="SAEs, heads, contrast, cases"),
+    )
 
 
 def _use(source: str) -> str:

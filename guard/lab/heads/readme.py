@@ -26,6 +26,7 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
             for p in manifest.hook_points
         ),
         "",
+        *_part_lines(evaluation["saes"]),
         "Detection on sources that the fit had not seen (AUROC):",
         "",
         "| head | source | positives / negatives | TF-IDF | probe | latents | combined |",
@@ -57,6 +58,24 @@ def pack_readme(manifest: Manifest, evaluation: Mapping[str, Any]) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _part_lines(reports: Sequence[Mapping[str, Any]]) -> list[str]:
+    parts = [(report["hook_point"], part) for report in reports for part in report["parts"]]
+    if not parts:
+        return []
+    return [
+        "Their latents are of SAEs side by side (above: widths and L0 added up, FVU of the better):",
+        "",
+        "| hook point | SAE | FVU | L0 | dead | tokens trained |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {point} | {p['name'].removeprefix(point + '.')} | {p['fvu_typical']:.3f} | {p['l0']:.1f} "
+            f"| {p['dead_share']:.1%} | {p['tokens_trained']:,} |"
+            for point, p in parts
+        ),
+        "",
+    ]
 
 
 def _passage_lines(manifest: Manifest) -> list[str]:
