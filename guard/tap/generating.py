@@ -24,6 +24,8 @@ class Batch(Protocol):
 
     def stopped(self) -> list[bool]: ...
 
+    def over(self) -> list[bool]: ...
+
     def finished(self, done: Sequence[bool]) -> None: ...
 
 
@@ -33,6 +35,7 @@ class Settings:
 
     kwargs: dict[str, Any]
     eos: tuple[int, ...]
+    ending: tuple[int, ...]  # what a sample that is over is fed: end of text, or padding; none where there is neither
     criteria: list[StoppingCriteria]  # the caller's own, and the stop strings
 
 
@@ -48,6 +51,10 @@ def settings_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sett
         raise InvalidInput(
             f"num_beams: found {config.num_beams}, expected 1: beams swap tokens that a tap has told of already"
         )
+    if (config.guidance_scale or 1) != 1 or kwargs.get("negative_prompt_ids") is not None:
+        raise InvalidInput(
+            "guidance_scale: found guidance, expected none: a tap would see the unguided text beside the guided"
+        )
     mode = config.get_generation_mode(kwargs.get("assistant_model")).value
     if mode == "assisted_generation":
         raise InvalidInput(
@@ -57,14 +64,16 @@ def settings_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sett
     if mode not in {"greedy_search", "sample"} or kwargs.get("custom_generate") is not None:
         name = "custom_generate" if kwargs.get("custom_generate") is not None else mode
         raise InvalidInput(f"generate: found {name}, expected greedy search or sampling")
-    eos = config.eos_token_id
+    given_eos, pad = config.eos_token_id, config.pad_token_id
+    eos = () if given_eos is None else tuple(given_eos) if isinstance(given_eos, list | tuple) else (given_eos,)
     criteria = list(kwargs.get("stopping_criteria") or ())
     if config.stop_strings and kwargs.get("tokenizer") is not None:  # without one generate itself complains
         criteria.append(StopStringCriteria(kwargs["tokenizer"], config.stop_strings))
     return Settings(
         # A compiled forward would run the hooks once, while it is traced.
         kwargs=kwargs | {"disable_compile": True},
-        eos=() if eos is None else tuple(eos) if isinstance(eos, list | tuple) else (eos,),
+        eos=eos,
+        ending=eos or (() if pad is None else (pad,)),
         criteria=criteria,
     )
 
@@ -72,7 +81,7 @@ def settings_of(model: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Sett
 def steered(batch: Batch, settings: Settings) -> dict[str, Any]:
     """The call's arguments, with what ends samples on a block and tells the tap of those that have ended."""
     kwargs = settings.kwargs
-    processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), _Last(batch, settings.eos)])
+    processors = LogitsProcessorList([*(kwargs.get("logits_processor") or ()), _Last(batch, settings)])
     criteria = StoppingCriteriaList([_Watch(batch, settings)])
     return kwargs | {"logits_processor": processors, "stopping_criteria": criteria}
 
@@ -80,19 +89,20 @@ def steered(batch: Batch, settings: Settings) -> dict[str, Any]:
 class _Last(LogitsProcessor):
     """Lets a blocked sample's next token be the end of text: nothing follows the token on which its verdict turned.
 
-    Where a model has no such token, `_Watch` ends the sample, one token later.
+    Where there is no such token it is padding, and for every sample that has ended: transformers pads none then, and
+    what it would go on with nobody judges. Where there is neither, `_Watch` ends the one sample, one token later.
     """
 
-    def __init__(self, batch: Batch, eos: tuple[int, ...]) -> None:
-        self._batch, self._eos = batch, eos
+    def __init__(self, batch: Batch, settings: Settings) -> None:
+        self._batch, self._eos, self._ending = batch, settings.eos, settings.ending
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # noqa: ARG002 - its place in the call
-        stopped = self._batch.stopped()
-        if not self._eos or not any(stopped):
+        over = self._batch.stopped() if self._eos else self._batch.over()
+        if not self._ending or not any(over):
             return scores
-        chosen = torch.tensor(stopped, device=scores.device)
+        chosen = torch.tensor(over, device=scores.device)
         only = torch.full_like(scores, -torch.inf)
-        only[:, self._eos[0]] = 0.0
+        only[:, self._ending[0]] = 0.0
         return torch.where(chosen[:, None], only, scores)
 
 

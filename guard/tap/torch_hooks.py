@@ -125,6 +125,7 @@ class TorchTap:
         self._reach = 0  # columns that its cache holds once the forward in hand is done
         self._forward: _Forward | None = None
         self._generate: Any = None
+        self._own_generate: Any = None  # what the instance itself had by that name
         self._names: tuple[str, ...] = ()
         self._prompt: tuple[int, Tensor | None] | None = None  # of a generate call: its width and its mask
 
@@ -146,7 +147,7 @@ class TorchTap:
             self._handles.append(model.get_submodule(point).register_forward_hook(self._catch(point)))
         self._handles.append(model.register_forward_hook(self._after))
         if hasattr(model, "generate"):
-            self._generate = model.generate
+            self._generate, self._own_generate = model.generate, vars(model).get("generate")
             model.generate = self._generating
 
     def unhook(self) -> None:
@@ -155,7 +156,9 @@ class TorchTap:
         self._handles.clear()
         if self._generate is not None:
             del self._model.generate  # the instance's, which covered the class's
-            self._generate = None
+            if self._own_generate is not None:  # another tap's, or the caller's own
+                self._model.generate = self._own_generate
+            self._generate = self._own_generate = None
         self._end("stop")
 
     # -- a forward
@@ -178,17 +181,21 @@ class TorchTap:
             mask = ids.new_ones(ids.shape[0], past + width)
         real = mask.bool()
         position = torch.where(real, real.long().cumsum(dim=1) - 1, -1)  # [B, past + T]
-        if not self._goes_on(cache, past, ids.shape[0]):
+        if not self._goes_on(cache, past, ids):
+            if self._prompt is not None and self._batch:
+                return  # within `generate` a logits processor may ask the model about other text
             self._begin(position, past)
         self._reach = past + width
         self._forward = _Forward(ids, position[:, -width:])
 
-    def _goes_on(self, cache: Any, past: int, size: int) -> bool:
-        """Whether this forward is of the batch in hand: of the same `generate`, or behind what it has cached."""
-        if self._prompt is not None:
-            return bool(self._batch)
+    def _goes_on(self, cache: Any, past: int, ids: Tensor) -> bool:
+        """Whether this forward is of the batch in hand: behind what it has cached, or in `generate` over all of it."""
+        if cache is not self._cache or len(ids) != len(self._batch):
+            return False
+        if cache is None:  # `use_cache=False`: the whole text each time
+            return self._prompt is not None and ids.shape[1] > self._reach
         # A cache that was cropped holds another text from here on.
-        return 0 < past == self._reach and cache is self._cache and size == len(self._batch)
+        return 0 < past == self._reach
 
     def _begin(self, position: Tensor, past: int) -> None:
         """`position [B, past + T]`: what is in the batch, and what its cache holds."""
@@ -226,8 +233,10 @@ class TorchTap:
 
     def _after(self, _model: object, _args: object, output: Any) -> None:
         forward, self._forward = self._forward, None
+        if forward is None:
+            return
         self._cache = _cache(lambda name: getattr(output, name, None))  # the first forward makes one
-        if forward is None or len(forward.seen) != len(self._points):
+        if len(forward.seen) != len(self._points):
             return
         with torch.no_grad():
             self._send(forward)
@@ -297,6 +306,11 @@ class TorchTap:
         ids = inputs if inputs is not None else kwargs.get("input_ids")
         if ids is None:
             raise InvalidInput("generate: found no input_ids, expected the prompt's token ids")
+        if not settings.ending and len(ids) > 1:
+            raise InvalidInput(
+                f"generate: found neither an end-of-text nor a pad token for a batch of {len(ids)}, expected one: what "
+                f"ends before the others has to be fed something (pass pad_token_id)"
+            )
         mask = kwargs.get("attention_mask")
         self._end("stop")
         self._prompt = (ids.shape[1], mask)
@@ -315,6 +329,10 @@ class TorchTap:
         for sample in self._batch:
             sample.guard = sample.guard or (not sample.done and sample.request_id in stops)
         return [sample.guard for sample in self._batch]
+
+    def over(self) -> list[bool]:
+        """For each sample of the batch, whether nothing that comes is of its text."""
+        return [stopped or sample.done for stopped, sample in zip(self.stopped(), self._batch, strict=True)]
 
     def finished(self, done: Sequence[bool]) -> None:
         """For each sample of the batch, whether its generation has ended: what the batch feeds it is no token of it."""

@@ -168,12 +168,57 @@ def test_a_blocked_prompt_is_answered_by_nothing(assessor, model, sink, prompts)
         ({"num_beams": 4}, "num_beams: found 4, expected 1: beams swap tokens that a tap has told of already"),
         ({"prompt_lookup_num_tokens": 3}, "assisted generation: found an assistant or prompt lookup, expected none"),
         ({"assistant_model": "itself"}, "assisted generation: found an assistant or prompt lookup, expected none"),
+        ({"guidance_scale": 1.5}, "guidance_scale: found guidance, expected none"),
     ],
 )
 def test_what_cannot_be_told_is_refused(assessor, model, sink, prompts, settings, message):
     given = {key: model if value == "itself" else value for key, value in settings.items()}
     with guard.tap.attach(model, assessor.pack, sink), pytest.raises(InvalidInput, match=message):
         model.generate(**prompts(TEXTS[0]), max_new_tokens=4, **given)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_what_a_logits_processor_asks_the_model_is_no_token_of_the_text(assessor, model, sink, prompts, cached):
+    class Asks:
+        def __call__(self, ids, scores):
+            held = None
+            for _ in range(2):  # text of its own, with a cache of its own
+                asked = model(input_ids=ids[:, -6:], past_key_values=held, use_cache=cached)
+                held = asked.past_key_values
+            return scores
+
+    inputs = prompts(*TEXTS)
+    settings = {"max_new_tokens": 4, "do_sample": False, "use_cache": cached}
+    before = model.generate(**inputs, **settings)
+    with guard.tap.attach(model, assessor.pack, sink, request_ids=[f"asked-{cached}-0", f"asked-{cached}-1"]):
+        during = model.generate(**inputs, **settings, logits_processor=[Asks()])
+    assert torch.equal(before, during)
+    for number, (ids, behind) in enumerate(own(inputs, during)):
+        check(assessor, sink, f"asked-{cached}-{number}", ids, behind)
+
+
+def test_a_batch_that_knows_no_end_of_text_pads_what_is_over(assessor, model, sink, prompts, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "eos_token_id", None)
+    monkeypatch.setattr(model.generation_config, "pad_token_id", None)
+    inputs = prompts(BLOCKED, TEXTS[0])
+    with guard.tap.attach(model, assessor.pack, sink):
+        with pytest.raises(InvalidInput, match="found neither an end-of-text nor a pad token for a batch of 2"):
+            model.generate(**inputs, max_new_tokens=6)
+        out = model.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    answers = out[:, inputs["input_ids"].shape[1] :].tolist()
+    assert answers[0] == [0] * 6
+    assert 0 not in answers[1]
+
+
+def test_one_tap_within_another_leaves_it_whole(assessor, model, sink, prompts, monkeypatch):
+    monkeypatch.setattr(model, "generate", model.generate)  # the caller's own
+    before = model.generate
+    with guard.tap.attach(model, assessor.pack, sink, request_ids=["outer"]):
+        with guard.tap.attach(model, assessor.pack, sink, request_ids=["inner"]):
+            pass
+        with pytest.raises(InvalidInput, match="num_beams"):
+            model.generate(**prompts(TEXTS[0]), max_new_tokens=2, num_beams=2)
+    assert model.generate is before
 
 
 def test_request_ids_serve_once_and_fit_the_batch(assessor, model, sink, prompts):
