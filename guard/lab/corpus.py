@@ -3,6 +3,7 @@
 import gzip
 import io
 import random
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -14,8 +15,11 @@ _SEPARATOR = "\n\n\n"
 def documents(file: Path) -> list[str]:
     if not file.exists():
         raise InvalidInput(f"corpus {file}: found no such file")
-    with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
-        whole = io.TextIOWrapper(stream, encoding="utf-8").read()
+    try:
+        with gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb") as stream:
+            whole = io.TextIOWrapper(stream, encoding="utf-8").read()
+    except (EOFError, OSError, UnicodeDecodeError, zlib.error) as error:
+        raise InvalidInput(f"corpus {file}: {error}; expected UTF-8 text, compressed where it ends in .gz") from None
     return [text for part in whole.split(_SEPARATOR) if (text := part.strip())]
 
 

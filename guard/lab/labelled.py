@@ -185,7 +185,10 @@ def read_source(file: Path) -> list[Row]:
     """Raises InvalidInput where there is no such file, and naming the line that does not fit."""
     if not file.exists():
         raise InvalidInput(f"labelled texts {file}: found no such file")
-    return [_parse(file, number, line) for number, line in enumerate(file.open(encoding="utf-8"), 1)]
+    try:
+        return [_parse(file, number, line) for number, line in enumerate(file.open(encoding="utf-8"), 1)]
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"labelled texts {file}: {error}; expected UTF-8") from None
 
 
 def pairs() -> list[Pair]:

@@ -6,12 +6,13 @@ absent.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -40,6 +41,10 @@ def path(folder: Path, index: int) -> Path:
 
 
 def write(folder: Path, index: int, tensors: dict[str, Tensor]) -> None:
+    """Raises InvalidInput for activations that are not finite: an SAE would learn nothing from then on."""
+    for name, x in tensors.items():
+        if x.is_floating_point() and not bool(torch.isfinite(x).all()):
+            raise InvalidInput(f"{path(folder, index)}: {name}: found activations that are not finite")
     scratch = folder / f".shard-{index:05d}.tmp"
     save_file(tensors, scratch)
     scratch.replace(path(folder, index))
@@ -50,12 +55,14 @@ def describe(folder: Path, shards: ShardSet) -> None:
     file = folder / "harvest.json"
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
-        known = ShardSet.model_validate_json(file.read_text())
+        known = described(folder)
         if known != shards:
             changed = [name for name in ShardSet.model_fields if getattr(known, name) != getattr(shards, name)]
             raise InvalidInput(f"{file}: made with another {', '.join(changed)}; choose another --out to start afresh")
         return
-    file.write_text(shards.model_dump_json(indent=1))
+    scratch = folder / ".harvest.tmp"
+    scratch.write_text(shards.model_dump_json(indent=1))
+    scratch.replace(file)
 
 
 def described(folder: Path) -> ShardSet:
@@ -69,14 +76,15 @@ def described(folder: Path) -> ShardSet:
 
 
 def load(folder: Path, index: int) -> dict[str, Tensor]:
-    return load_file(_existing(folder, index))
+    with readable(file := _existing(folder, index)):
+        return load_file(file)
 
 
 def load_each(folder: Path, key: str) -> list[Tensor] | None:
     """The named tensor of every shard; None where they hold none of that name."""
     parts = []
     for index in range(described(folder).shard_count):
-        with safe_open(_existing(folder, index), "pt") as shard:
+        with readable(file := _existing(folder, index)), safe_open(file, "pt") as shard:
             if key not in shard.keys():  # noqa: SIM118 - not a mapping, keys() is all it has
                 return None
             parts.append(shard.get_tensor(key))
@@ -87,6 +95,15 @@ def load_many(folder: Path, indices: Sequence[int], keys: Sequence[str]) -> dict
     """The named tensors of several shards, joined along the tokens."""
     parts = [load(folder, index) for index in indices]
     return {key: torch.cat([part[key] for part in parts]) for key in keys}
+
+
+@contextmanager
+def readable(file: Path) -> Iterator[None]:
+    """Raises InvalidInput for a shard that is not whole."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise InvalidInput(f"{file}: {error}; remove it and run `guard lab harvest` again") from None
 
 
 def _existing(folder: Path, index: int) -> Path:

@@ -238,6 +238,7 @@ def fit(
     (out / _LATENTS).write_text("".join(json.dumps(line) + "\n" for line in chosen))
     if only_choose:
         return len(chosen)
+    (out / "evaluation.json").unlink(missing_ok=True)  # of an earlier fit
     logits = _columns(design, ("probe", "latents"), texts, progress)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
     keep(out / _EXPLAINED, explained)
@@ -308,6 +309,9 @@ def build(
 ) -> str:
     """Fits the heads that ship on every source that they may be fitted on, and writes the pack. Returns its hash."""
     suite = load_suite(saes)
+    figures = fitted / "evaluation.json"
+    if not figures.exists():
+        raise InvalidInput(f"{figures}: absent; run `guard lab evaluate` first")
     design = _design(saes, texts, fitted)
     return building.build_pack(
         suite=suite,
@@ -316,7 +320,7 @@ def build(
         stats=LatentStats.joined([statistics(sae, saes) for sae in suite]),
         design=design,
         kept=_unflat(fitted / "logits.npz"),
-        figures=json.loads((fitted / "evaluation.json").read_text()),
+        figures=json.loads(figures.read_text()),
         texts=texts[0],
         licences=licences(manifests),
         explained=kept(fitted / _EXPLAINED),

@@ -199,6 +199,31 @@ def test_a_harvest_that_was_cut_off_writes_only_what_is_absent(corpus, harvested
     assert [done for done, _ in told] == sorted(done for done, _ in told)
 
 
+@pytest.mark.parametrize("name", ["cut.txt.gz", "not-gzip.txt.gz", "latin.txt"])
+def test_a_corpus_that_cannot_be_read_is_named(tmp_path, name):
+    whole = gzip.compress("\n\n\n".join(f"Text {i} of a corpus." for i in range(2000)).encode())
+    given = {"cut.txt.gz": whole[:900], "not-gzip.txt.gz": b"plain", "latin.txt": "Zürich".encode("latin-1")}
+    (tmp_path / name).write_bytes(given[name])
+    with pytest.raises(
+        InvalidInput, match=rf"corpus .*{name}: .*; expected UTF-8 text, compressed where it ends in .gz"
+    ):
+        documents(tmp_path / name)
+
+
+def test_shards_that_are_not_whole_or_not_finite_are_named(tmp_path):
+    with pytest.raises(InvalidInput, match=r"shard-00000.safetensors: h: found activations that are not finite"):
+        shards.write(tmp_path, 0, {"h": torch.tensor([1.0, float("nan")])})
+    assert list(tmp_path.iterdir()) == []
+    shards.write(tmp_path, 0, {"h": torch.ones(100)})
+    file = shards.path(tmp_path, 0)
+    file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(InvalidInput, match=r"shard-00000.safetensors: .*; remove it and run `guard lab harvest` again"):
+        shards.load(tmp_path, 0)
+    (tmp_path / "harvest.json").write_text('{"model": "smol')
+    with pytest.raises(InvalidInput, match=r"harvest.json: "):
+        shards.described(tmp_path)
+
+
 def test_another_configuration_is_refused_and_nothing_is_touched(corpus, harvested):
     out, _ = harvested
     before = {file: file.stat().st_mtime_ns for file in out.iterdir()}

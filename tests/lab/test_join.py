@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from guard.cli.main import main
 from guard.lab.explain.gather import gather
@@ -80,6 +81,35 @@ def test_the_report_adds_up_and_keeps_each_parts_own(parts, tmp_path):
     assert (both.width, both.l0, both.l0_target, both.tokens_trained) == (11, 3, 3, 200)
     assert both.fvu_typical == 0.1  # what the better one leaves
     assert [part.name for part in both.parts] == ["h.2.w6", "h.2.w5"]
+
+
+def test_what_is_read_and_what_was_trained_is_not_written_over(parts, tmp_path, capsys):
+    def refused(status, message):
+        assert status == 1
+        assert message in capsys.readouterr().err.replace("\n", " ")
+
+    before = {file: file.read_bytes() for part in parts for file in part.rglob("*") if file.is_file()}
+    refused(run(parts, parts[0]), "first: is read and would be written to; give another folder as --out")
+    refused(run([parts[0], parts[0]], tmp_path / "joined"), "--saes: found a folder twice, expected each once")
+    narrow = ["lab", "narrow", "--saes", str(parts[0]), "--explained", str(parts[0]), "--scores", str(parts[0])]
+    refused(main([*narrow, "--out", str(parts[0])]), "first: is read and would be written to")
+    assert {file: file.read_bytes() for part in parts for file in part.rglob("*") if file.is_file()} == before
+
+    trained = tmp_path / "trained" / "h.1.w8"
+    trained.mkdir(parents=True)
+    save_file({"W_enc": torch.zeros(3, 8)}, trained / "sae_weights.safetensors")
+    refused(run(parts, tmp_path / "trained"), "holds the whole SAE h.1.w8; give another folder as --out")
+    assert run(parts, tmp_path / "joined") == 0
+    assert run(parts, tmp_path / "joined") == 0  # what it wrote itself it may replace
+
+
+def test_a_latent_that_the_suite_does_not_hold_is_not_kept(parts, tmp_path, capsys):
+    for latent in (2, 99, -1):  # silent, beyond the width, and no number of a latent
+        file = tmp_path / "latents.jsonl"
+        file.write_text(json.dumps({"hook_point": "h.1", "sae": "h.1.w8", "latent": latent}) + "\n")
+        out = ["--latents", str(file), "--out", str(tmp_path / "kept")]
+        assert main(["lab", "narrow", "--saes", str(parts[0]), *out]) == 1
+        assert f"h.1.w8: found latent {latent} to keep, expected one that can fire" in capsys.readouterr().err
 
 
 def test_a_suite_without_statistics_is_refused(parts, tmp_path, capsys):

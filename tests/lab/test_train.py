@@ -91,7 +91,9 @@ def test_a_report_stands_beside_the_saes(trained):
     assert [(r.name, r.tokens_trained) for r in reports] == [(name, SMALL.tokens) for name in NAMES]
     assert json.loads((out / "report.json").read_text()) == [r.model_dump(mode="json") for r in reports]
     assert read_config(str(out / "suite.toml")) == SMALL
-    assert sorted(f.name for f in out.iterdir()) == sorted([*NAMES, "losses.jsonl", "report.json", "suite.toml"])
+    assert sorted(f.name for f in out.iterdir()) == sorted(
+        [*NAMES, "activations.json", "losses.jsonl", "report.json", "suite.toml"]
+    )
 
 
 def test_losses_are_told_every_twenty_steps(trained):
@@ -269,6 +271,19 @@ def test_a_run_of_another_configuration_is_refused(activations, trained):
         str(caught.value)
         == f"{out}/suite.toml: made with another seed; give the same again, or another --out to start afresh"
     )
+
+
+def test_a_run_goes_on_with_the_activations_that_it_was_begun_with(activations, tmp_path):
+    kill(activations, tmp_path / "out", after_step=40)
+    others = synthetic_shards(tmp_path / "others", seed=3)
+    with pytest.raises(InvalidInput) as caught:
+        train(SMALL, others, tmp_path / "out")
+    assert str(caught.value) == (
+        f"{others}: found another harvest than {tmp_path / 'out'} was begun with; give the same again, or another --out"
+    )
+    train(SMALL, activations, tmp_path / "out")
+    with pytest.raises(InvalidInput, match="found another harvest"):  # nor is its report theirs
+        train(SMALL, others, tmp_path / "out")
 
 
 def test_a_hook_point_that_was_not_harvested_is_named(activations, tmp_path):

@@ -64,6 +64,7 @@ class Made(BaseModel):
     corpus: tuple[str, ...]
     corpus_shards: int
     seed: int
+    rows: str = ""  # SHA-256 of the latents' own; of older evidence nothing is known
 
 
 class Explained(BaseModel):
@@ -96,6 +97,7 @@ def prepare(
     harvest by another model, and where `out` holds evidence of something else.
     """
     lines = _chosen(read_lines(latents, saes), latents, names, limit)
+    wanted = _wanted(saes, lines)
     harvested = shards.described(texts)
     made = Made(
         windows=VERSION,
@@ -106,6 +108,7 @@ def prepare(
         corpus=shards.described(corpus).sources if corpus else (),
         corpus_shards=corpus_shards if corpus else 0,
         seed=seed,
+        rows=_digest(wanted),
     )
     _describe(out, made)
     file = out / "evidence.jsonl"
@@ -116,7 +119,6 @@ def prepare(
                 raise InvalidInput(f"{source}: harvested from another model than {folder}: fingerprints differ")
             if absent := {line.hook_point for line in lines} - set(shards.described(source).hook_points):
                 raise InvalidInput(f"{source}: holds no activations at {', '.join(sorted(absent))}; harvest again")
-        wanted = _wanted(saes, lines)
         pieces = read_pieces(texts, read_rows(texts), corpus, corpus_shards)
         write(file, gather(wanted, pieces, folder, seed=seed, progress=progress))
     return read(file, Evidence)
@@ -191,11 +193,22 @@ def _wanted(saes: Path, lines: Sequence[LatentLine]) -> list[Wanted]:
     return result
 
 
+def _digest(wanted: Sequence[Wanted]) -> str:
+    found = hashlib.sha256()
+    for w in wanted:
+        for part in (w.sae.enc_rows, w.sae.bias, w.sae.threshold):
+            found.update(np.ascontiguousarray(part.numpy()[w.latents]).tobytes())
+    return found.hexdigest()
+
+
 def _describe(out: Path, made: Made) -> None:
     file = out / "evidence.json"
     if file.exists():
         known = made_from(out)
-        if changed := [name for name in Made.model_fields if getattr(known, name) != getattr(made, name)]:
+        said = set(Made.model_fields) - (set() if known.rows else {"rows"})
+        if changed := [
+            name for name in Made.model_fields if name in said and getattr(known, name) != getattr(made, name)
+        ]:
             raise InvalidInput(f"{file}: made with another {', '.join(changed)}; choose another --out to start afresh")
         return
     out.mkdir(parents=True, exist_ok=True)

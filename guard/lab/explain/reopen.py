@@ -15,7 +15,7 @@ from guard.lab.explain.records import EXPLANATIONS, Explanation, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.config import SuiteConfig, write_config
 from guard.lab.suite.measure import SaeReport, write_reports
-from guard.lab.suite.sae import save_rows
+from guard.lab.suite.sae import check_replaceable, save_rows
 from guard.pack.loader import HookPointRows, load_pack
 from guard.pack.manifest import EXPLANATION_SCORE, LatentLine
 
@@ -26,6 +26,7 @@ def reopen(pack: Path, out: Path) -> int:
     Returns how many latents there are. Raises InvalidInput where the pack does not say which SAEs it came from, and
     PackError for a pack that does not pass its checks.
     """
+    check_replaceable(out)
     opened = load_pack(pack)
     try:
         training = SuiteConfig.model_validate(opened.evaluation["training"])

@@ -66,7 +66,10 @@ class TokenTexts:
 
 @torch.inference_mode()
 def output_tokens(folder: Path, directions: Tensor, words: TokenTexts) -> list[tuple[str, ...]]:
-    """For each of `directions [K, d_model]` the tokens whose logits it raises most, whole characters only."""
+    """For each of `directions [K, d_model]` the tokens whose logits it raises most, whole characters only.
+
+    None for a direction of zeros.
+    """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -78,10 +81,13 @@ def output_tokens(folder: Path, directions: Tensor, words: TokenTexts) -> list[t
         head: Any = AutoModelForCausalLM.from_pretrained(folder, num_hidden_layers=0, dtype=torch.float32).eval()
     finally:
         logging.set_verbosity(level)
-    result = []
+    result: list[tuple[str, ...]] = []
     for part in directions.float().split(_BATCH):
         logits = head(inputs_embeds=part[:, None, :], use_cache=False).logits[:, 0]  # [k, V]
-        for best in logits.topk(4 * _OUTPUTS, dim=1).indices.tolist():
+        for best, direction in zip(logits.topk(4 * _OUTPUTS, dim=1).indices.tolist(), part, strict=True):
+            if not direction.any():  # rows that were narrowed have no decoder
+                result.append(())
+                continue
             texts = [words.texts[i] for i in best if i < len(words.texts)]
             result.append(tuple(text for text in texts if text.strip() and _BROKEN not in text)[:_OUTPUTS])
     return result

@@ -16,7 +16,7 @@ from guard.errors import InvalidInput
 from guard.lab.explain.records import EXPLANATIONS, Explanation, read, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.measure import SaeReport, read_reports, write_reports
-from guard.lab.suite.sae import FullSae, load_suite, save_rows
+from guard.lab.suite.sae import FullSae, check_replaceable, load_suite, save_rows
 
 
 def join(folders: Sequence[Path], out: Path) -> int:
@@ -26,9 +26,12 @@ def join(folders: Sequence[Path], out: Path) -> int:
     `scores.jsonl` where its latents were explained; those come along. Latents keep their numbers, with the widths of
     the SAEs before theirs at the hook point added. `suite.toml` is the first suite's.
 
-    Raises InvalidInput for an SAE of which a few rows do not say what they say in the whole, and for one without
-    statistics.
+    Raises InvalidInput for an SAE of which a few rows do not say what they say in the whole, for one without
+    statistics, and for an `out` that holds whole SAEs or is one of the folders.
     """
+    check_replaceable(out, folders)
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InvalidInput("--saes: found a folder twice, expected each once")
     suites = [load_suite(folder) for folder in folders]
     reports = {(f, r.name): r for f in folders for r in read_reports(f) or []}
     out.mkdir(parents=True, exist_ok=True)
@@ -94,6 +97,10 @@ def _write(folder: Path, there: Sequence[tuple[Path, FullSae]], starts: Sequence
         bias=torch.cat([part.bias for part in rows]),
         threshold=torch.cat([part.threshold for part in rows]),
     )
+    if len({frozenset(part.files) for part in statistics}) > 1:
+        raise InvalidInput(
+            f"{there[0][0] / there[0][1].name / 'stats.npz'}: holds other quantiles than the suites beside it"
+        )
     together: dict[str, Any] = {name: np.concatenate([part[name] for part in statistics]) for name in statistics[0]}
     np.savez(folder / "stats.npz", **together)
     return sum(map(len, latents))

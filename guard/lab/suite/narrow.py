@@ -12,7 +12,7 @@ from guard.lab.explain.gather import gather
 from guard.lab.explain.records import EXPLANATIONS, Explanation, read, write
 from guard.lab.explain.scores import SCORES, LatentScores
 from guard.lab.suite.measure import read_reports, write_reports
-from guard.lab.suite.sae import load_suite, save_rows
+from guard.lab.suite.sae import check_replaceable, load_suite, save_rows
 
 Latent = tuple[str, int]  # its SAE's name, and its number there
 
@@ -21,8 +21,10 @@ def narrow(saes: Path, latents: Collection[Latent], out: Path) -> None:
     """Writes to `out` what `fit`, `evaluate` and `build` read of these latents' SAEs, with their rows alone.
 
     Latents keep their numbers; decoders are left out, and so are SAEs of which no latent is kept. Raises InvalidInput
-    for an SAE of which a few rows do not say what they say in the whole, and for one without statistics.
+    for an SAE of which a few rows do not say what they say in the whole, for one without statistics, for a latent that
+    it does not hold, and for an `out` that holds whole SAEs.
     """
+    check_replaceable(out, [saes])
     kept = defaultdict(list)
     for name, number in sorted(latents):
         kept[name].append(number)
@@ -32,6 +34,8 @@ def narrow(saes: Path, latents: Collection[Latent], out: Path) -> None:
         statistics = saes / sae.name / "stats.npz"
         if not statistics.exists():
             raise InvalidInput(f"{statistics}: absent; run `guard lab fit --only-choose` with --activations first")
+        if strangers := set(kept[sae.name]) - set(sae.speaking.tolist()):
+            raise InvalidInput(f"{sae.name}: found latent {min(strangers)} to keep, expected one that can fire")
         mine = torch.tensor(kept[sae.name], dtype=torch.int64)
         rows = sae.rows(mine)
         save_rows(out / sae.name, sae.width, mine, enc_rows=rows.enc_rows, bias=rows.bias, threshold=rows.threshold)

@@ -1,11 +1,12 @@
 """Whole SAEs as the lab uses them, read from sae-lens folders (`cfg.json`, `sae_weights.safetensors`)."""
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -100,6 +101,16 @@ def load_sae(folder: Path, hook_point: str) -> FullSae:
         dec_bias=weights["b_dec"],
         k=int(config["k"]) if config["architecture"] == "topk" else 0,
     )
+
+
+def check_replaceable(out: Path, read: Sequence[Path] = ()) -> None:
+    """Raises InvalidInput where rows written to `out` would replace what is `read`, or SAEs that somebody trained."""
+    if out.resolve() in {folder.resolve() for folder in read}:
+        raise InvalidInput(f"{out}: is read and would be written to; give another folder as --out")
+    for file in out.glob("*/sae_weights.safetensors"):
+        with safe_open(file, "pt") as there:
+            if "latents" not in there.keys():  # noqa: SIM118 - not a mapping, keys() is all it has
+                raise InvalidInput(f"{out}: holds the whole SAE {file.parent.name}; give another folder as --out")
 
 
 def save_rows(folder: Path, width: int, latents: Tensor, *, enc_rows: Tensor, bias: Tensor, threshold: Tensor) -> None:

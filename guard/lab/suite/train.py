@@ -25,6 +25,7 @@ from guard.lab.suite.trainee import Trainee
 Progress = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, FVU of each SAE (of this process)
 
 SAVE_SECONDS = 300.0
+ACTIVATIONS = "activations.json"  # what the harvest said of itself that a run was begun with
 _LOSS_STEPS = 20
 
 
@@ -60,6 +61,7 @@ def train(
     if ranks.first:
         out.mkdir(parents=True, exist_ok=True)
         write_config(out / "suite.toml", config)
+        (out / ACTIVATIONS).write_text(shards.described(activations).model_dump_json(indent=1))
     ranks.barrier()
     if (found := read_reports(out)) is not None:
         return found
@@ -90,6 +92,11 @@ def _check(config: SuiteConfig, activations: Path, out: Path) -> None:
     if changed := [key for key in SuiteConfig.model_fields if getattr(known, key) != getattr(config, key)]:
         raise InvalidInput(
             f"{file}: made with another {', '.join(changed)}; give the same again, or another --out to start afresh"
+        )
+    read = out / ACTIVATIONS
+    if read.exists() and shards.ShardSet.model_validate_json(read.read_text()) != source:
+        raise InvalidInput(
+            f"{activations}: found another harvest than {out} was begun with; give the same again, or another --out"
         )
     if config.start_from:
         folder = Path(config.start_from)
@@ -177,7 +184,7 @@ def _read(activations: Path, indices: Sequence[int], points: Sequence[str]) -> d
     for point in points:
         parts = []
         for file in files:
-            with safe_open(file, "pt") as shard:
+            with shards.readable(file), safe_open(file, "pt") as shard:
                 parts.append(shard.get_tensor(point))
         result[point] = torch.cat(parts)
     return result
