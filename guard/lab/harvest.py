@@ -4,10 +4,12 @@ Every piece of text stands behind the sink token, or where a chat's template put
 not kept: the sink's outsized norm would rule the loss of an SAE, and Guard scores neither it nor a template.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,6 +128,8 @@ def _write(
         tokens=total,
         sources=sources,
         shard_count=len(plan),
+        shard_tokens=shard_tokens,
+        planned=_digest(pieces),
     )
     shards.describe(out, made)
     done = 0
@@ -135,6 +139,14 @@ def _write(
         done += sum(len(pieces[i].ids) for i in chosen)
         progress(done, total)
     return made
+
+
+def _digest(pieces: Sequence[Piece]) -> str:
+    found = hashlib.sha256()
+    for piece in pieces:
+        for ids in (piece.before, piece.ids):
+            found.update(np.array([len(ids), *ids], dtype=np.int32).tobytes())
+    return found.hexdigest()
 
 
 def _plan(pieces: Sequence[Piece], shard_tokens: int) -> list[list[int]]:

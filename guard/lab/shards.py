@@ -34,6 +34,8 @@ class ShardSet(BaseModel):
     tokens: int
     sources: tuple[str, ...]
     shard_count: int
+    shard_tokens: int = 0  # of older harvests neither is known
+    planned: str = ""  # SHA-256 of what is read, token by token
 
 
 def path(folder: Path, index: int) -> Path:
@@ -56,8 +58,9 @@ def describe(folder: Path, shards: ShardSet) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
         known = described(folder)
-        if known != shards:
-            changed = [name for name in ShardSet.model_fields if getattr(known, name) != getattr(shards, name)]
+        unknown = {name for name, field in ShardSet.model_fields.items() if getattr(known, name) == field.default}
+        told = [name for name in ShardSet.model_fields if name not in unknown]
+        if changed := [name for name in told if getattr(known, name) != getattr(shards, name)]:
             raise InvalidInput(f"{file}: made with another {', '.join(changed)}; choose another --out to start afresh")
         return
     scratch = folder / ".harvest.tmp"

@@ -141,11 +141,13 @@ def strengths(
     Progress counts the shards that an SAE has encoded.
     """
     harvest = shards.described(texts).model_dump_json()  # its dtype and context too, beside the texts' digest
-    digest = hashlib.sha256(harvest.encode() + (b"" if only is None else only.tobytes())).hexdigest()[:12]
+    key = hashlib.sha256(harvest.encode() + (b"" if only is None else only.tobytes()))
     everything = np.ones(sum(sae.width for sae in suite), dtype=bool)
     wanted = _by_sae(suite, everything if only is None else only)
     rows = {sae.name: np.flatnonzero(mine) for sae, mine in zip(suite, wanted, strict=True)}
-    files = {sae.name: saes / sae.name / f"strength-{digest}.npy" for sae in suite}
+    files = {
+        sae.name: saes / sae.name / f"strength-{_keyed(key, sae, rows[sae.name]).hexdigest()[:12]}.npy" for sae in suite
+    }
     absent: dict[str, list[FullSae]] = {}
     for sae in suite:
         if not files[sae.name].exists():
@@ -180,6 +182,15 @@ def strengths(
             array.flush()
             file.replace(files[sae.name])
     return [np.load(files[sae.name], mmap_mode="r") for sae in suite]
+
+
+def _keyed(key: "hashlib._Hash", sae: FullSae, rows: NDArray[np.int64]) -> "hashlib._Hash":
+    """What these rows say, added to a copy of `key`: a folder may come to hold other SAEs of the same names."""
+    found = key.copy()
+    found.update(f"{sae.name} {sae.hook_point}".encode())
+    for part in (sae.enc_rows, sae.bias, sae.threshold):
+        found.update(np.ascontiguousarray(part.numpy()[rows]).tobytes())
+    return found
 
 
 def pooled_texts(
@@ -360,9 +371,8 @@ def _passages(
     scales = [statistics(sae, saes).scale for sae in suite]
     key = hashlib.sha256()
     for sae, some, scale in zip(suite, rows, scales, strict=True):
-        key.update(f"{sae.name} {sae.hook_point}".encode())
-        for part in (sae.enc_rows[some], sae.bias[some], sae.threshold[some], scale[some]):
-            key.update(np.ascontiguousarray(part).tobytes())
+        key = _keyed(key, sae, some)
+        key.update(np.ascontiguousarray(scale[some]).tobytes())
     parts, before = [], 0
     for folder in texts:
         file = folder / f"passages-{size}-{key.hexdigest()[:12]}.npz"

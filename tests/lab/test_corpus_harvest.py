@@ -224,7 +224,7 @@ def test_shards_that_are_not_whole_or_not_finite_are_named(tmp_path):
         shards.described(tmp_path)
 
 
-def test_another_configuration_is_refused_and_nothing_is_touched(corpus, harvested):
+def test_another_configuration_is_refused_and_nothing_is_touched(corpus, harvested, tmp_path):
     out, _ = harvested
     before = {file: file.stat().st_mtime_ns for file in out.iterdir()}
     with pytest.raises(InvalidInput) as caught:
@@ -232,6 +232,11 @@ def test_another_configuration_is_refused_and_nothing_is_touched(corpus, harvest
     assert str(caught.value) == f"{out}/harvest.json: made with another dtype; choose another --out to start afresh"
     with pytest.raises(InvalidInput, match=r"made with another context, .*choose another --out to start afresh"):
         run(corpus, out, context=30)
+    with pytest.raises(InvalidInput, match=r"made with another shard_tokens"):
+        run(corpus, out, shard_tokens=201)
+    (tmp_path / corpus.name).write_text(corpus.read_text(encoding="utf-8").replace("railway", "brewery"))
+    with pytest.raises(InvalidInput, match=r"made with another (tokens, )?planned"):
+        run(tmp_path / corpus.name, out)
     assert {file: file.stat().st_mtime_ns for file in out.iterdir()} == before
 
 

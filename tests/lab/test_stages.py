@@ -139,6 +139,23 @@ def test_a_narrowed_suite_says_what_its_latents_said(runs, tmp_path, capsys, mon
         assert found.any()
 
 
+def test_strengths_are_those_of_the_rows_that_stand_there_now(runs, tmp_path):
+    saes = shutil.copytree(runs / "saes", tmp_path / "saes")
+    suite = load_suite(saes)
+    before = [part.copy() for part in stages.strengths(suite, saes, runs / "texts", runs / "activations")]
+    first, second = (tmp_path / "saes" / sae.name for sae in suite)
+    files = [folder / "sae_weights.safetensors" for folder in (first, second)]
+    weights = [file.read_bytes() for file in files]
+    for file, others in zip(files, reversed(weights), strict=True):  # other SAEs under the same names
+        file.write_bytes(others)
+    after = stages.strengths(load_suite(saes), saes, runs / "texts", runs / "activations")
+    assert all((now != then).any() for now, then in zip(after, before, strict=True))
+    for file, own in zip(files, weights, strict=True):
+        file.write_bytes(own)
+    again = stages.strengths(load_suite(saes), saes, runs / "texts", runs / "activations")
+    assert all((now == then).all() for now, then in zip(again, before, strict=True))
+
+
 def test_a_suite_is_narrowed_to_what_was_explained(runs, tmp_path, capsys, monkeypatch):
     saes = shutil.copytree(runs / "saes", tmp_path / "saes")
     suite = load_suite(saes)
