@@ -39,7 +39,7 @@ from guard.lab.heads.features import (
 )
 from guard.lab.heads.fit import HEADS, Design, FitConfig, choose_latents
 from guard.lab.heads.passages import Passages, pool_passages
-from guard.lab.suite.config import read_config
+from guard.lab.suite.config import ACTIVATIONS, read_config
 from guard.lab.suite.measure import read_reports
 from guard.lab.suite.sae import FullSae, load_suite
 
@@ -346,6 +346,18 @@ def _design(saes: Path, texts: Sequence[Path], fitted: Path) -> Design:
     return _designed(load_suite(saes), read_all_rows(texts), saes, texts, config, kept(fitted / _EXPLAINED))
 
 
+def _check_model(saes: Path, texts: Path) -> None:
+    """Raises InvalidInput for SAEs that were trained on another model's activations, where that is known of them."""
+    file, harvested = saes / ACTIVATIONS, shards.described(texts)
+    if file.exists():
+        trained = shards.ShardSet.model_validate_json(file.read_text())
+        if trained.fingerprint != harvested.fingerprint:
+            raise InvalidInput(
+                f"{texts}: found a harvest of {harvested.model}, expected one of {trained.model}, with the weights "
+                f"that the SAEs of {saes} were trained on"
+            )
+
+
 def _designed(
     suite: Sequence[FullSae],
     rows: Sequence[labelled.Row],
@@ -355,6 +367,7 @@ def _designed(
     explained: Sequence[Explained],
     activations: Path | None = None,
 ) -> Design:
+    _check_model(saes, texts[0])
     allowed = mask(suite, explained) if explained else None
     pooled = PooledTexts.joined([pooled_texts(suite, saes, folder, activations, only=allowed) for folder in texts])
     return Design(rows, pooled, config, allowed, _passages(suite, saes, texts, allowed, config.passage_tokens))

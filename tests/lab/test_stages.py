@@ -156,6 +156,16 @@ def test_strengths_are_those_of_the_rows_that_stand_there_now(runs, tmp_path):
     assert all((now == then).all() for now, then in zip(again, before, strict=True))
 
 
+def test_texts_that_another_model_read_are_refused(runs, tmp_path, capsys, monkeypatch):
+    texts = shutil.copytree(runs / "texts", tmp_path / "texts")
+    harvest = json.loads((texts / "harvest.json").read_text())
+    (texts / "harvest.json").write_text(json.dumps(harvest | {"model": "other", "fingerprint": {"weights": "1"}}))
+    given = ("--saes", runs / "saes", "--activations", runs / "activations", "--texts", texts, "--out", tmp_path / "o")
+    status, _, err = guard(capsys, monkeypatch, "lab", "fit", *given)
+    assert status == 1
+    assert "texts: found a harvest of other, expected one of none, with the weights that the SAEs of" in err
+
+
 def test_a_suite_is_narrowed_to_what_was_explained(runs, tmp_path, capsys, monkeypatch):
     saes = shutil.copytree(runs / "saes", tmp_path / "saes")
     suite = load_suite(saes)

@@ -20,6 +20,9 @@ Architecture = Literal["batch_topk", "jumprelu", "topk"]
 _SHIPPED = Path(__file__).parents[1] / "data" / "suites"
 
 
+ACTIVATIONS = "activations.json"  # what the harvest said of itself that a suite was trained on
+
+
 @dataclass(frozen=True)
 class SaeSpec:
     """One SAE of a suite: the output it reads, its kind, its latents, and how many should fire on a token."""

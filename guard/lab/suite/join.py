@@ -15,6 +15,7 @@ import torch
 from guard.errors import InvalidInput
 from guard.lab.explain.records import EXPLANATIONS, Explanation, read, write
 from guard.lab.explain.scores import SCORES, LatentScores
+from guard.lab.suite.config import ACTIVATIONS
 from guard.lab.suite.measure import SaeReport, read_reports, write_reports
 from guard.lab.suite.sae import FullSae, check_replaceable, load_suite, save_rows
 
@@ -46,6 +47,8 @@ def join(folders: Sequence[Path], out: Path) -> int:
         count += _write(out / report.name, there, starts.tolist())
         joined.append(report)
     shutil.copyfile(folders[0] / "suite.toml", out / "suite.toml")
+    for trained_on in [folder / ACTIVATIONS for folder in folders if (folder / ACTIVATIONS).exists()][:1]:
+        shutil.copyfile(trained_on, out / ACTIVATIONS)
     if any((folder / EXPLANATIONS).exists() for folder in folders):
         write(out / EXPLANATIONS, _renumbered(folders, EXPLANATIONS, Explanation, moved))
         write(out / SCORES, _renumbered(folders, SCORES, LatentScores, moved))

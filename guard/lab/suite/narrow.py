@@ -11,6 +11,7 @@ from guard.errors import InvalidInput
 from guard.lab.explain.gather import gather
 from guard.lab.explain.records import EXPLANATIONS, Explanation, read, write
 from guard.lab.explain.scores import SCORES, LatentScores
+from guard.lab.suite.config import ACTIVATIONS
 from guard.lab.suite.measure import read_reports, write_reports
 from guard.lab.suite.sae import check_replaceable, load_suite, save_rows
 
@@ -40,7 +41,9 @@ def narrow(saes: Path, latents: Collection[Latent], out: Path) -> None:
         rows = sae.rows(mine)
         save_rows(out / sae.name, sae.width, mine, enc_rows=rows.enc_rows, bias=rows.bias, threshold=rows.threshold)
         shutil.copyfile(statistics, out / sae.name / "stats.npz")
-    shutil.copyfile(saes / "suite.toml", out / "suite.toml")
+    for name in ("suite.toml", ACTIVATIONS):
+        if (saes / name).exists():
+            shutil.copyfile(saes / name, out / name)
     write_reports(out, [report for report in read_reports(saes) or [] if report.name in kept])
 
 

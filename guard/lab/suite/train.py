@@ -16,7 +16,7 @@ from torch import Tensor
 from guard.errors import InvalidInput
 from guard.lab import shards
 from guard.lab.suite import checkpoint
-from guard.lab.suite.config import SuiteConfig, read_config, write_config
+from guard.lab.suite.config import ACTIVATIONS, SuiteConfig, read_config, write_config
 from guard.lab.suite.measure import SaeReport, held_out, measure, read_reports, write_reports
 from guard.lab.suite.ranks import Ranks, deal, device
 from guard.lab.suite.sae import load_sae
@@ -25,7 +25,6 @@ from guard.lab.suite.trainee import Trainee
 Progress = Callable[[int, int, dict[str, float]], None]  # tokens done, tokens in all, FVU of each SAE (of this process)
 
 SAVE_SECONDS = 300.0
-ACTIVATIONS = "activations.json"  # what the harvest said of itself that a run was begun with
 _LOSS_STEPS = 20
 
 
