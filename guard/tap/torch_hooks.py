@@ -28,7 +28,7 @@ from guard.kernels.contract import Encoded, EncodeRows
 from guard.pack.loader import Pack
 from guard.reader import weights
 from guard.tap.generating import settings_of, steered
-from guard.tap.protocol import Ended, Rows, Sink, Step, TapInfo
+from guard.tap.protocol import Ended, Missed, Rows, Sink, Step, TapInfo
 
 RequestIds = Sequence[str] | Callable[[int], Sequence[str]] | None
 
@@ -318,10 +318,19 @@ class TorchTap:
         try:
             result = self._generate(inputs, **steered(self, settings))
             reason = "length"
+            self._account(result if isinstance(result, Tensor) else result.sequences)
         finally:
             self._prompt = None
             self._end(reason)
         return result
+
+    def _account(self, sequences: Tensor) -> None:
+        """`sequences [B, T]`: where the forwards that were told do not reach as far, the rest is not assessed."""
+        fed = sequences.shape[1] - 1  # the last token never was
+        if self._reach < fed:
+            detail = f"its forwards could not be told from others': {fed - self._reach} tokens were passed over"
+            missed = tuple(Missed(sample.request_id, detail) for sample in self._batch)
+            self._sink.send(Step(missed=missed))
 
     def stopped(self) -> list[bool]:
         """For each sample of the batch, whether its verdict has turned to block."""

@@ -197,6 +197,18 @@ def test_what_a_logits_processor_asks_the_model_is_no_token_of_the_text(assessor
         check(assessor, sink, f"asked-{cached}-{number}", ids, behind)
 
 
+def test_forwards_that_cannot_be_told_from_others_are_not_assessed(assessor, model, sink, prompts, monkeypatch):
+    tap = guard.tap.torch_hooks.TorchTap
+    monkeypatch.setattr(tap, "_goes_on", lambda *_: False)  # as where a model hands out another cache each time
+    with guard.tap.attach(model, assessor.pack, sink, request_ids=["apart"]):
+        model.generate(**prompts(TEXTS[0]), max_new_tokens=6, do_sample=False)
+    verdict = sink.verdict("apart")
+    assert verdict.action is Action.NOT_ASSESSED
+    assert [why.detail for why in verdict.not_assessed] == [
+        "its forwards could not be told from others': 5 tokens were passed over"
+    ]
+
+
 def test_a_batch_that_knows_no_end_of_text_pads_what_is_over(assessor, model, sink, prompts, monkeypatch):
     monkeypatch.setattr(model.generation_config, "eos_token_id", None)
     monkeypatch.setattr(model.generation_config, "pad_token_id", None)
