@@ -46,6 +46,7 @@ from guard.lab.suite.sae import FullSae, load_suite
 Progress = Callable[[int, int], None]
 _ROWS = "rows.jsonl"
 _EXPLAINED, _LATENTS = "explained.jsonl", "latents.jsonl"
+_TEXTS = "texts.json"  # digests of what heads were fitted to, folder by folder
 
 
 def harvest_labelled(
@@ -252,6 +253,7 @@ def fit(
     (out / "evaluation.json").unlink(missing_ok=True)  # of an earlier fit
     logits = _columns(design, ("probe", "latents"), texts, progress)
     (out / "fit.json").write_text(json.dumps(asdict(config), indent=1))
+    (out / _TEXTS).write_text(json.dumps(_sources(texts)))
     keep(out / _EXPLAINED, explained)
     _save(out / "logits.npz", _flat(logits))
     return len(chosen)
@@ -264,7 +266,7 @@ def _columns(design: Design, columns: Sequence[str], texts: Sequence[Path], prog
     says = {"tfidf": (config.sources,), "probe": probe}
     fitted = [design.taught_by(head, design.fitted_on) for head in HEADS]
     told = hashlib.sha256(b"".join(x.tobytes() for x in (*design.targets.values(), *fitted, design.weak))).hexdigest()
-    read = [shards.described(folder).sources for folder in texts]
+    read = [tuple(sources) for sources in _sources(texts)]
     groups = np.unique(design.group).tolist()
     result = OutOfFold()
     for column in columns:
@@ -341,7 +343,15 @@ def build(
     )
 
 
+def _sources(texts: Sequence[Path]) -> list[list[str]]:
+    return [list(shards.described(folder).sources) for folder in texts]
+
+
 def _design(saes: Path, texts: Sequence[Path], fitted: Path) -> Design:
+    """Raises InvalidInput for other texts than the heads were fitted to, or in another order."""
+    file = fitted / _TEXTS
+    if file.exists() and json.loads(file.read_text()) != _sources(texts):
+        raise InvalidInput(f"{', '.join(map(str, texts))}: not the texts of the fit {fitted}, or in another order")
     config = TypeAdapter(FitConfig).validate_json((fitted / "fit.json").read_text())
     return _designed(load_suite(saes), read_all_rows(texts), saes, texts, config, kept(fitted / _EXPLAINED))
 

@@ -33,7 +33,7 @@ def test_its_latents_say_what_they_said_and_keep_their_numbers(reopened):
         expected = torch.where(pre > torch.from_numpy(point.threshold), pre, 0.0)
         torch.testing.assert_close(acts[:, point.latents], expected)
         silent = np.setdiff1d(np.arange(sae.width), point.latents)
-        assert sae.width == 4608
+        assert sae.width == next(p.sae_width for p in pack.manifest.hook_points if p.name == point.name)
         assert not acts[:, silent].any()
         np.testing.assert_array_equal(stages.statistics(sae, reopened).scale[point.latents], point.scale)
 

@@ -257,6 +257,13 @@ def test_from_saes_to_figures(runs, capsys, monkeypatch):
     assert status == 0, err
     assert json.loads((fitted / "fit.json").read_text())["latents_per_head"] == 16
 
+    judged = ("--saes", saes, "--texts", texts, "--fitted", fitted)
+    status, _, err = guard(capsys, monkeypatch, "lab", "build", *judged, "--out", runs / "pack")
+    assert (status, "evaluation.json: absent; run `guard lab evaluate` first" in err) == (1, True), err
+    twice = ("--texts", texts, *judged)
+    status, _, err = guard(capsys, monkeypatch, "lab", "evaluate", *twice)
+    assert (status, "not the texts of the fit" in err) == (1, True), err
+
     monkeypatch.setattr("guard.lab.heads.evaluate._BOOTSTRAPS", 5)  # 200 take half a minute
     status, shown, err = guard(
         capsys, monkeypatch, "lab", "evaluate", "--saes", saes, "--texts", texts, "--fitted", fitted

@@ -41,6 +41,8 @@ def narrow(saes: Path, latents: Collection[Latent], out: Path) -> None:
         rows = sae.rows(mine)
         save_rows(out / sae.name, sae.width, mine, enc_rows=rows.enc_rows, bias=rows.bias, threshold=rows.threshold)
         shutil.copyfile(statistics, out / sae.name / "stats.npz")
+    for name in (EXPLANATIONS, SCORES):
+        (out / name).unlink(missing_ok=True)  # of what stood here before
     for name in ("suite.toml", ACTIVATIONS):
         if (saes / name).exists():
             shutil.copyfile(saes / name, out / name)
